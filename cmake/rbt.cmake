@@ -1,0 +1,98 @@
+# How every library, tool and test of rbt is built: one function each, so that the folders' files only list what they hold.
+
+find_package(PkgConfig REQUIRED)
+find_package(Threads REQUIRED)
+find_package(fmt REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(tl-expected REQUIRED)
+find_package(Boost REQUIRED COMPONENTS program_options)
+pkg_check_modules(LIBURING REQUIRED IMPORTED_TARGET liburing)
+pkg_check_modules(VERBS REQUIRED IMPORTED_TARGET libibverbs librdmacm)
+
+# Of libnvme only the header with the specification's structures is used (its .pc would pull in libraries we do not call).
+find_path(LIBNVME_INCLUDE_DIR nvme/types.h REQUIRED)
+
+find_program(RBT_CCACHE ccache)
+if(RBT_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${RBT_CCACHE})
+endif()
+
+# Everything that is only ours: warnings, sanitizers. Never exported to those who link us.
+add_library(rbt_build_flags INTERFACE)
+target_compile_options(rbt_build_flags INTERFACE
+  -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wswitch-enum -Wnon-virtual-dtor -Werror
+  -fno-omit-frame-pointer
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-interference-size>)
+if(RBT_SANITIZE)
+  target_compile_options(rbt_build_flags INTERFACE -fsanitize=${RBT_SANITIZE} -fno-sanitize-recover=all)
+  target_link_options(rbt_build_flags INTERFACE -fsanitize=${RBT_SANITIZE})
+  if(RBT_SANITIZE MATCHES thread)
+    # fences are modelled by the atomics beside them; gcc warns that tsan does not see them
+    target_compile_options(rbt_build_flags INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-tsan>)
+  endif()
+endif()
+
+# rbt_library(NAME SOURCES … HEADERS … LINK … PRIVATE_LINK …): librbt-NAME, alias rbt::NAME; HEADERS (public ones) are
+# installed below rbt/<folder>/.
+function(rbt_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;HEADERS;LINK;PRIVATE_LINK" ${ARGN})
+  add_library(rbt-${name} STATIC ${ARG_SOURCES})
+  add_library(rbt::${name} ALIAS rbt-${name})
+  set_target_properties(rbt-${name} PROPERTIES EXPORT_NAME ${name})
+  target_include_directories(rbt-${name} PUBLIC
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/rbt>)
+  target_compile_features(rbt-${name} PUBLIC cxx_std_20)
+  target_link_libraries(rbt-${name} PUBLIC ${ARG_LINK} PRIVATE $<BUILD_INTERFACE:rbt_build_flags> ${ARG_PRIVATE_LINK})
+  set_property(GLOBAL APPEND PROPERTY RBT_LIBRARIES rbt-${name})
+  file(RELATIVE_PATH folder ${PROJECT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR})
+  foreach(header IN LISTS ARG_HEADERS)
+    get_filename_component(below ${folder}/${header} DIRECTORY)
+    install(FILES ${header} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/rbt/${below})
+    set_property(GLOBAL APPEND PROPERTY RBT_PUBLIC_HEADERS ${folder}/${header})
+  endforeach()
+endfunction()
+
+# rbt_test(NAME LABEL unit|wire|sim|shm|… SOURCES … LINK …): one Catch2 program, one CTest test.
+function(rbt_test name)
+  cmake_parse_arguments(ARG "" "LABEL;TIMEOUT" "SOURCES;LINK" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE rbt_build_flags rbt_catch_main ${ARG_LINK})
+  add_test(NAME ${name} COMMAND ${name})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 120)
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABEL}" TIMEOUT ${ARG_TIMEOUT})
+endfunction()
+
+# rbt_fuzzer(NAME SOURCES … LINK …): a libFuzzer target; its corpus is tests/fuzz/corpus/NAME.
+function(rbt_fuzzer name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LINK" ${ARGN})
+  if(NOT RBT_FUZZ)
+    return()
+  endif()
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE rbt_build_flags ${ARG_LINK})
+  target_compile_options(${name} PRIVATE -fsanitize=fuzzer)
+  target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+  add_test(NAME ${name} COMMAND ${name} -max_total_time=20 -timeout=10 -print_final_stats=1
+           ${CMAKE_CURRENT_BINARY_DIR}/corpus-${name} ${CMAKE_CURRENT_SOURCE_DIR}/corpus/${name})
+  file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/corpus-${name})
+  set_tests_properties(${name} PROPERTIES LABELS fuzz TIMEOUT 120)
+endfunction()
+
+# CMake package config and pkg-config for what rbt_library() made.
+function(rbt_install_package)
+  include(CMakePackageConfigHelpers)
+  get_property(libraries GLOBAL PROPERTY RBT_LIBRARIES)
+  install(TARGETS ${libraries} EXPORT rbt DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(EXPORT rbt NAMESPACE rbt:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/rbt FILE rbt-targets.cmake)
+  configure_package_config_file(${PROJECT_SOURCE_DIR}/cmake/rbt-config.cmake.in ${PROJECT_BINARY_DIR}/rbt-config.cmake
+    INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/rbt)
+  write_basic_package_version_file(${PROJECT_BINARY_DIR}/rbt-config-version.cmake COMPATIBILITY SameMinorVersion)
+  install(FILES ${PROJECT_BINARY_DIR}/rbt-config.cmake ${PROJECT_BINARY_DIR}/rbt-config-version.cmake
+    DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/rbt)
+  foreach(name target initiator)
+    configure_file(${PROJECT_SOURCE_DIR}/cmake/rbt-${name}.pc.in ${PROJECT_BINARY_DIR}/rbt-${name}.pc @ONLY)
+    install(FILES ${PROJECT_BINARY_DIR}/rbt-${name}.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+  endforeach()
+endfunction()
