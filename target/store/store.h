@@ -1,0 +1,132 @@
+#pragma once
+// The store seam: map, transfer, commit. A store says where the blocks of a range live (acquire), the fabric moves data
+// straight there or from there, and the store makes what was written part of itself (commit). A memory store answers
+// acquire() with the blocks themselves; a disk store with a buffer from the registered pool. It is the three-phase write
+// of pNFS block layouts (RFC 5663, RFC 8154) and of remote persistent memory.
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "common/result.h"
+#include "common/units.h"
+#include "transport/fabric.h"
+#include "transport/memory/buffer_pool.h"
+#include "transport/reactor/reactor.h"
+
+namespace rbt::target {
+
+enum class Intent : std::uint8_t { read, write };
+
+/// When commit() and write_zeroes() may say done.
+enum class Durability : std::uint8_t {
+  cached,   ///< readable by everybody; lost with the machine unless flushed
+  durable,  ///< survives a power failure as far as the medium can (NVMe FUA)
+};
+
+/// How a store operation ended. Becomes an NVMe status in exactly one place (target/status.h).
+enum class StoreStatus : std::uint8_t {
+  ok,
+  read_error,     ///< the medium could not be read
+  write_error,    ///< the medium could not be written, or made durable
+  no_space,       ///< a thin medium is full
+  read_only,
+  out_of_range,   ///< the medium ends before the range (it has shrunk)
+  unsupported,
+  unavailable,    ///< for now; the host may try again
+};
+
+/// What an operation returned at once.
+struct [[nodiscard]] Progress {
+  bool pending = false;  ///< true: StoreRequest::on_store_done() comes later (never before the call has returned)
+  StoreStatus status = StoreStatus::ok;
+  static constexpr Progress done(StoreStatus status = StoreStatus::ok) noexcept { return {false, status}; }
+  static constexpr Progress later() noexcept { return {true, StoreStatus::ok}; }
+};
+
+/// The one who waits for an operation; lives inside the command it belongs to. One operation at a time.
+class StoreRequest {
+ public:
+  virtual ~StoreRequest() = default;
+  virtual void on_store_done(StoreStatus status) = 0;
+
+ private:
+  friend class StoreRequestAccess;          // target/store/store_request.h: what stores keep in here
+  alignas(8) std::array<std::byte, 64> scratch_{};  // so that a queued operation costs no allocation
+};
+
+/// Memory that stands for a block range, from a successful acquire() until release().
+struct Lease {
+  transport::ProtectionDomain* domain = nullptr;  ///< set by the caller: whose keys the segments carry
+  BlockRange range;
+  Intent intent = Intent::read;
+  /// In order, together exactly the range's bytes. Point into the store or the lease: valid until release().
+  std::span<const transport::Segment> segments;
+  // the store's own:
+  std::array<transport::Segment, 4> few{};  ///< room for the common case
+  std::uintptr_t token = 0;
+};
+
+/// What a store can do besides reading and writing.
+enum class Ability : std::uint8_t { none, emulated, native };
+
+struct Geometry {
+  BlockShift block_shift;
+  Blocks blocks;
+  bool read_only = false;
+  bool write_cache = true;  ///< completed writes may be lost with the machine until flush()
+  Ability discard = Ability::none;
+  Ability write_zeroes = Ability::emulated;
+  Blocks discard_granularity = Blocks(1);
+  bool discard_reads_zero = false;
+  Blocks optimal_io = Blocks(1);  ///< alignment and size that suit the medium
+};
+
+/// Who a namespace is, for good: NGUID and UUID of Identify. The same bytes in both.
+using Identity = std::array<std::byte, 16>;
+
+/// One reactor's way to a store. Every call on that reactor's thread; completions too. Destroy when nothing is pending.
+class StoreQueue {
+ public:
+  virtual ~StoreQueue() = default;
+  /// Fills lease.segments for lease.range and lease.intent; for Intent::read the data is there when it is done.
+  /// The range lies within the geometry that the caller saw; a store that shrank meanwhile says out_of_range.
+  /// On any status but ok the lease holds nothing and must not be released.
+  virtual Progress acquire(Lease& lease, StoreRequest& request) = 0;
+  /// The lease's memory holds new data for all of its range: make it part of the store. Keeps the lease.
+  virtual Progress commit(Lease& lease, Durability durability, StoreRequest& request) = 0;
+  /// Gives the memory back. A write lease released without commit() leaves the old data or, for stores that map in
+  /// place, an unspecified mixture in the blocks that were being transferred.
+  virtual void release(Lease& lease) noexcept = 0;
+  /// Everything committed before this call becomes durable.
+  virtual Progress flush(StoreRequest& request) = 0;
+  /// The contents may be forgotten. `ranges` must stay valid until done.
+  virtual Progress discard(std::span<const BlockRange> ranges, StoreRequest& request) = 0;
+  enum class Deallocate : std::uint8_t { no, yes };
+  virtual Progress write_zeroes(BlockRange range, Deallocate deallocate, Durability durability,
+                                StoreRequest& request) = 0;
+};
+
+/// What a queue needs from its reactor. All outlive the queue.
+struct StoreQueueContext {
+  transport::Reactor& reactor;
+  transport::BufferPool& buffers;  ///< registered with every domain in use
+};
+
+/// A medium. Thread-safe. Opened by make_store() (target/store/spec.h) from "ram:size=1GiB", "file:/x", …
+class Store {
+ public:
+  virtual ~Store() = default;
+  /// May change while running (a file that grew).
+  [[nodiscard]] virtual Geometry geometry() const = 0;
+  [[nodiscard]] virtual const Identity& identity() const noexcept = 0;
+  /// As given: for messages.
+  [[nodiscard]] virtual const std::string& spec() const noexcept = 0;
+  /// Makes the store's own memory, if it serves from it, reachable through `domain`. Slow path; before the first lease.
+  [[nodiscard]] virtual Result<void> prepare(transport::ProtectionDomain& domain) = 0;
+  [[nodiscard]] virtual Result<std::unique_ptr<StoreQueue>> open_queue(const StoreQueueContext& context) = 0;
+};
+
+}  // namespace rbt::target
