@@ -33,7 +33,7 @@ bool parse_into(std::string_view text, std::array<std::uint8_t, 16>& bytes) noex
     const unsigned value = hex_value(text[i]);
     if (value > 15) return false;
     auto& byte = bytes[digit / 2];
-    byte = static_cast<std::uint8_t>(byte << 4 | value);
+    byte = static_cast<std::uint8_t>(unsigned{byte} << 4 | value);
     ++digit;
   }
   return true;
