@@ -92,7 +92,8 @@ class Reactor {
   bool turn();
   /// Turns and sleeps until stop().
   void run();
-  /// Turns and sleeps until `done` returns true (then true) or `deadline` has passed (then false).
+  /// Turns and sleeps until `done` returns true (then true), or `deadline` has passed or stop() was called (then false).
+  /// Not from within a handler of the same reactor.
   [[nodiscard]] bool run_until(const std::function<bool()>& done, Instant deadline);
   /// Ends run(); thread-safe; counts also if run() has not begun yet.
   void stop();

@@ -20,7 +20,8 @@ class Timer {
   Timer(const Timer&) = delete;
   Timer& operator=(const Timer&) = delete;
 
-  /// (Re)arms: an armed timer moves to the new time. The callback may arm it again.
+  /// (Re)arms: an armed timer moves to the new time. The callback may arm it again,
+  /// but not destroy it.
   void arm(Instant at);
   void cancel() noexcept;
   [[nodiscard]] bool armed() const noexcept { return position_ != kNowhere; }
