@@ -29,13 +29,13 @@ enum class Durability : std::uint8_t {
 /// How a store operation ended. Becomes an NVMe status in exactly one place (target/status.h).
 enum class StoreStatus : std::uint8_t {
   ok,
-  read_error,     ///< the medium could not be read
-  write_error,    ///< the medium could not be written, or made durable
-  no_space,       ///< a thin medium is full
+  read_error,   ///< the medium could not be read
+  write_error,  ///< the medium could not be written, or made durable
+  no_space,     ///< a thin medium is full
   read_only,
-  out_of_range,   ///< the medium ends before the range (it has shrunk)
+  out_of_range,  ///< the medium ends before the range (it has shrunk)
   unsupported,
-  unavailable,    ///< for now; the host may try again
+  unavailable,  ///< for now; the host may try again
 };
 
 /// What an operation returned at once.
@@ -53,13 +53,14 @@ class StoreRequest {
   virtual void on_store_done(StoreStatus status) = 0;
 
  private:
-  friend class StoreRequestAccess;          // target/store/store_request.h: what stores keep in here
+  friend class StoreRequestAccess;                  // target/store/store_request.h: what stores keep in here
   alignas(8) std::array<std::byte, 64> scratch_{};  // so that a queued operation costs no allocation
 };
 
 /// Memory that stands for a block range, from a successful acquire() until release().
 struct Lease {
-  transport::ProtectionDomain* domain = nullptr;  ///< set by the caller: whose keys the segments carry
+  /// Set by the caller: whose keys the segments carry; prepare() has succeeded for it. Null: memory for the CPU only.
+  transport::ProtectionDomain* domain = nullptr;
   BlockRange range;
   Intent intent = Intent::read;
   /// In order, together exactly the range's bytes. Point into the store or the lease: valid until release().
@@ -81,7 +82,8 @@ struct Geometry {
   Ability write_zeroes = Ability::emulated;
   Blocks discard_granularity = Blocks(1);
   bool discard_reads_zero = false;
-  Blocks optimal_io = Blocks(1);  ///< alignment and size that suit the medium
+  Blocks optimal_io = Blocks(1);                                 ///< alignment and size that suit the medium
+  Bytes transfer_max = Bytes(transport::BufferPool::kBlockMax);  ///< the longest range that one acquire() takes
 };
 
 /// Who a namespace is, for good: NGUID and UUID of Identify. The same bytes in both.
@@ -91,7 +93,8 @@ using Identity = std::array<std::byte, 16>;
 class StoreQueue {
  public:
   virtual ~StoreQueue() = default;
-  /// Fills lease.segments for lease.range and lease.intent; for Intent::read the data is there when it is done.
+  /// Fills lease.segments for lease.range (at least one block, at most Geometry::transfer_max) and lease.intent; for
+  /// Intent::read the data is there when it is done.
   /// The range lies within the geometry that the caller saw; a store that shrank meanwhile says out_of_range.
   /// On any status but ok the lease holds nothing and must not be released.
   virtual Progress acquire(Lease& lease, StoreRequest& request) = 0;
@@ -102,7 +105,8 @@ class StoreQueue {
   virtual void release(Lease& lease) noexcept = 0;
   /// Everything committed before this call becomes durable.
   virtual Progress flush(StoreRequest& request) = 0;
-  /// The contents may be forgotten. `ranges` must stay valid until done.
+  /// The contents may be forgotten, which is advice: a medium that cannot says ok and does nothing. `ranges` must stay
+  /// valid until done; empty ones are skipped.
   virtual Progress discard(std::span<const BlockRange> ranges, StoreRequest& request) = 0;
   enum class Deallocate : std::uint8_t { no, yes };
   virtual Progress write_zeroes(BlockRange range, Deallocate deallocate, Durability durability,

@@ -1,0 +1,51 @@
+#pragma once
+// A disk in memory that is gone with the process.
+
+#include <memory>
+#include <string>
+
+#include "common/result.h"
+#include "target/store/store.h"
+#include "transport/memory/registered_memory.h"
+#include "transport/memory/shared_memory.h"
+
+namespace rbt::target {
+
+struct RamOptions {
+  Bytes size;  ///< whole blocks
+  BlockShift block_shift;
+  transport::HugePages huge_pages = transport::HugePages::if_any;
+};
+
+/// One memfd. A lease is the blocks themselves. Pages come with the first touch, all of them with the first registration
+/// over verbs, which pins them (RLIMIT_MEMLOCK counts them then). They are never given back while the store lives: a
+/// page punched out under a registration would leave the adapter with memory that is no longer the store's, so discard
+/// and write_zeroes fill with zeroes in place. Nothing is cached, nothing survives the machine: FUA and flush are free.
+/// Thread-safe.
+class RamStore final : public Store {
+ public:
+  [[nodiscard]] static Result<std::unique_ptr<Store>> create(std::string spec, const RamOptions& options,
+                                                             const Identity& identity);
+
+  [[nodiscard]] Geometry geometry() const override;
+  [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
+  [[nodiscard]] const std::string& spec() const noexcept override { return spec_; }
+  [[nodiscard]] Result<void> prepare(transport::ProtectionDomain& domain) override;
+  [[nodiscard]] Result<std::unique_ptr<StoreQueue>> open_queue(const StoreQueueContext& context) override;
+
+  /// For queues.
+  [[nodiscard]] const transport::RegisteredMemory& memory() const noexcept { return registered_; }
+  [[nodiscard]] BlockShift block_shift() const noexcept { return options_.block_shift; }
+  [[nodiscard]] Bytes size() const noexcept { return options_.size; }
+
+ private:
+  RamStore(std::string spec, const RamOptions& options, const Identity& identity, transport::SharedMemory memory);
+
+  std::string spec_;
+  RamOptions options_;
+  Identity identity_;
+  transport::SharedMemory memory_;
+  transport::RegisteredMemory registered_;
+};
+
+}  // namespace rbt::target

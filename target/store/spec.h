@@ -1,0 +1,32 @@
+#pragma once
+// From "ram:size=1GiB" to a store. The words are explained in docs/stores.md, the grammar in spec_text.h.
+
+#include <memory>
+#include <string_view>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/random.h"
+#include "common/result.h"
+#include "target/store/store.h"
+
+namespace rbt::target {
+
+class IoQueueFactory;  // io_queue.h
+
+/// What stores need from their surroundings. All outlive the store, except `random`, which is used by make_store() only.
+struct StoreEnvironment {
+  const Clock& clock;
+  Random& random;  ///< identities
+  Logger& logger;
+  IoQueueFactory* io = nullptr;  ///< how files are read and written; null: io_uring, or threads where it is refused
+};
+
+/// What make_store() understands, one line each, for --help.
+[[nodiscard]] std::string_view store_spec_help() noexcept;
+
+/// Opens the store that `spec` describes. Slow path. Errors name the spec; a spec that cannot be understood is
+/// invalid_argument, in three lines of which the last points at the character.
+[[nodiscard]] Result<std::unique_ptr<Store>> make_store(std::string_view spec, const StoreEnvironment& environment);
+
+}  // namespace rbt::target

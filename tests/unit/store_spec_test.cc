@@ -1,0 +1,103 @@
+// Store specs: what is understood, and what people are told when it is not.
+
+#include "target/store/spec_text.h"
+
+#include "store_rig.h"
+
+using namespace rbt;
+using namespace rbt::target;
+using namespace rbt::target::test;
+
+namespace {
+
+const std::vector<SpecName> kKnown{{"ram", false}, {"file", true}, {"delay", true}};
+
+std::string refusal(std::string_view spec) {
+  const auto parts = parse_spec(spec, kKnown);
+  REQUIRE_FALSE(parts);
+  CHECK(parts.error().kind() == ErrorKind::invalid_argument);
+  return parts.error().message();
+}
+
+}  // namespace
+
+TEST_CASE("A spec is a name, an argument where the store takes one, and options") {
+  const auto parts = parse_spec("file:/srv/a disk.img,block=4096,readonly", kKnown).value();
+  REQUIRE(parts.size() == 1);
+  CHECK(parts[0].name.text == "file");
+  CHECK(parts[0].argument->text == "/srv/a disk.img");
+  REQUIRE(parts[0].options.size() == 2);
+  CHECK(parts[0].options[0].key.text == "block");
+  CHECK(parts[0].options[0].value->text == "4096");
+  CHECK(parts[0].options[1].key.text == "readonly");
+  CHECK_FALSE(parts[0].options[1].value);
+}
+
+TEST_CASE("Layers stand before the store they wrap, each with its own options") {
+  const auto parts = parse_spec("delay:5ms,jitter=1ms,file:/x,readonly", kKnown).value();
+  REQUIRE(parts.size() == 2);
+  CHECK(parts[0].name.text == "delay");
+  CHECK(parts[0].argument->text == "5ms");
+  CHECK(parts[0].options.size() == 1);
+  CHECK(parts[1].name.text == "file");
+  CHECK(parts[1].argument->text == "/x");
+  CHECK(parts[1].options.size() == 1);
+}
+
+TEST_CASE("A comma in a path is written with a backslash, and other backslashes stand for themselves") {
+  const auto parts = parse_spec(R"(file:/a\,b\\c\x20d,readonly)", kKnown).value();
+  REQUIRE(parts.size() == 1);
+  CHECK(parts[0].argument->text == R"(/a,b\c\x20d)");
+  CHECK(parts[0].options.size() == 1);
+}
+
+TEST_CASE("A colon in an argument or a value begins no layer") {
+  CHECK(parse_spec("file:delay:x", kKnown).value()[0].argument->text == "delay:x");
+  CHECK(parse_spec("file:/x,uuid=urn:uuid:1", kKnown).value()[0].options[0].value->text == "urn:uuid:1");
+}
+
+TEST_CASE("A spec that is not understood points at the character") {
+  CHECK(refusal("") == "store '': a kind of store and a ':' come first; there are ram:, file:, delay:\n  \n  ^");
+  CHECK(refusal("/dev/sda") ==
+        "store '/dev/sda': a kind of store and a ':' come first; there are ram:, file:, delay:\n  /dev/sda\n  ^");
+  CHECK(refusal("rom:size=1") == "store 'rom:size=1': 'rom:' is none of ram:, file:, delay:\n  rom:size=1\n  ^");
+  CHECK(refusal("file:/x,y:z") ==
+        "store 'file:/x,y:z': 'y:' is none of ram:, file:, delay:; a ',' within a path is "
+        "written '\\,'\n  file:/x,y:z\n          ^");
+  CHECK(refusal("file:/x,,readonly") ==
+        "store 'file:/x,,readonly': an option is expected here: key=value\n  file:/x,,readonly\n          ^");
+  CHECK(refusal("file:/x,") == "store 'file:/x,': an option is expected here: key=value\n  file:/x,\n          ^");
+  CHECK(refusal("ram:a=1,b,a") == "store 'ram:a=1,b,a': 'a' is given twice\n  ram:a=1,b,a\n            ^");
+  CHECK(refusal(std::string("file:/x\0y", 9)) ==
+        "store 'file:/x\\x00y': a NUL is not allowed\n  file:/x\\x00y\n         ^");
+  CHECK(refusal(std::string(10000, 'x')) == "a store of 10000 characters: at most 8192 are allowed");
+}
+
+TEST_CASE("An option that is wrong is named, with what is allowed") {
+  StoreRig rig;
+  CHECK(rig.open_error("ram:size=1MiB,blok=512") ==
+        "store 'ram:size=1MiB,blok=512': 'blok' is no option of ram: size=SIZE, block=512|1024|2048|4096, "
+        "huge=auto|never\n  ram:size=1MiB,blok=512\n                ^");
+  CHECK(rig.open_error("ram:") == "store 'ram:': size=, like size=1GiB, is missing\n  ram:\n      ^");
+  CHECK(rig.open_error("null:block=512") ==
+        "store 'null:block=512': size=, like size=1GiB, is missing\n  null:block=512\n                ^");
+  CHECK(rig.open_error("ram:size=12 parsecs").starts_with("store 'ram:size=12 parsecs': '12 parsecs' has a unit that"));
+  CHECK(rig.open_error("ram:size=0") == "store 'ram:size=0': at least one block is needed\n  ram:size=0\n           ^");
+  CHECK(rig.open_error("ram:size=1000,block=512") ==
+        "store 'ram:size=1000,block=512': 1000 bytes are not whole blocks of 512: 1024 are\n  ram:size=1000,block=512\n"
+        "           ^");
+  CHECK(rig.open_error("null:size=8EiB") ==
+        "store 'null:size=8EiB': at most 4 EiB are allowed\n  null:size=8EiB\n            ^");
+  CHECK(rig.open_error("ram:size=1MiB,block=8192").find("a block has 512, 1024, 2048 or 4096 bytes, not '8192'") !=
+        std::string::npos);
+  CHECK(rig.open_error("ram:size=1MiB,huge=yes").find("'yes' is not one of auto, never") != std::string::npos);
+  CHECK(rig.open_error("ram:size=").find("'size=' and a value are expected") != std::string::npos);
+  CHECK(rig.open_error("ram:size").find("'size=' and a value are expected") != std::string::npos);
+}
+
+TEST_CASE("A store that something follows says that it wraps nothing") {
+  StoreRig rig;
+  CHECK(rig.open_error("ram:size=1MiB,null:size=1MiB") ==
+        "store 'ram:size=1MiB,null:size=1MiB': 'ram:' is a store and wraps no other\n  ram:size=1MiB,null:size=1MiB\n"
+        "                ^");
+}
