@@ -33,6 +33,11 @@ if(RBT_SANITIZE)
   endif()
 endif()
 
+if(RBT_FUZZ)
+  # the libraries report their coverage to the fuzzer; only the targets themselves have its main()
+  target_compile_options(rbt_build_flags INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 # rbt_library(NAME SOURCES … HEADERS … LINK … PRIVATE_LINK …): librbt-NAME, alias rbt::NAME; HEADERS (public ones) are
 # installed below rbt/<folder>/.
 function(rbt_library name)

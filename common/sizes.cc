@@ -109,23 +109,19 @@ std::string with_unit(std::uint64_t whole, std::uint64_t hundredths, std::string
 
 Result<Bytes> parse_size(std::string_view text) {
   const auto number = split_number(text);
-  if (!number)
-    return refused(text, "is not a size: a number and perhaps k, M, G, T, P or E, like 512, 4k, 1.5GiB");
+  if (!number) return refused(text, "is not a size: a number and perhaps k, M, G, T, P or E, like 512, 4k, 1.5GiB");
   const auto shift = size_shift(number->unit);
   if (!shift)
-    return refused(
-        text,
-        "has a unit that is not one of k, M, G, T, P, E or KiB, MiB, GiB, TiB, PiB, EiB (powers of 1024)");
+    return refused(text,
+                   "has a unit that is not one of k, M, G, T, P, E or KiB, MiB, GiB, TiB, PiB, EiB (powers of 1024)");
   const auto fraction = whole_fraction(*number, *shift);
   if (!fraction) return refused(text, "is not a whole number of bytes");
-  if (number->whole > ~std::uint64_t{0} >> *shift)
-    return refused(text, "is too large: less than 16 EiB is allowed");
+  if (number->whole > ~std::uint64_t{0} >> *shift) return refused(text, "is too large: less than 16 EiB is allowed");
   return Bytes((number->whole << *shift) + *fraction);  // fraction < 1 << shift: no carry
 }
 
 Result<Duration> parse_duration(std::string_view text) {
-  constexpr std::string_view kForm =
-      "is not a duration: a number and one of ns, us, ms, s, min, h, like 5ms or 1.5s";
+  constexpr std::string_view kForm = "is not a duration: a number and one of ns, us, ms, s, min, h, like 5ms or 1.5s";
   const auto number = split_number(text);
   if (!number || number->decimals > kDurationDecimalsMax) return refused(text, kForm);
   if (number->unit.empty() && number->whole == 0 && number->fraction == 0) return Duration::zero();

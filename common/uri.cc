@@ -20,8 +20,8 @@ constexpr bool is_digit(char c) noexcept {
   return c >= '0' && c <= '9';
 }
 constexpr bool is_unreserved(char c) noexcept {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || is_digit(c) || c == '-' || c == '.' ||
-         c == '_' || c == '~';
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || is_digit(c) || c == '-' || c == '.' || c == '_' ||
+         c == '~';
 }
 constexpr bool is_host_char(char c) noexcept {
   return is_unreserved(c) && c != '~';
@@ -99,8 +99,7 @@ class Parser {
   Result<Piece> scheme() {
     const auto end = text_.find("://");
     if (end == std::string_view::npos)
-      return problem(
-          0, "not a URI: nvme+rdma://HOST[:PORT][/NQN[/NSID]] or nvme+shm://[/NQN[/NSID]]?socket=PATH");
+      return problem(0, "not a URI: nvme+rdma://HOST[:PORT][/NQN[/NSID]] or nvme+shm://[/NQN[/NSID]]?socket=PATH");
     std::string lower(text_.substr(0, end));
     std::transform(lower.begin(), lower.end(), lower.begin(),
                    [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
@@ -119,12 +118,10 @@ class Parser {
     if (uri_.scheme == Uri::Scheme::shm) {
       uri_.port = 0;
       if (!whole.empty())
-        return problem(whole.at,
-                       "nvme+shm has no host: nvme+shm:///NQN/NSID?socket=PATH or nvme+shm://?socket=PATH");
+        return problem(whole.at, "nvme+shm has no host: nvme+shm:///NQN/NSID?socket=PATH or nvme+shm://?socket=PATH");
       return piece.from(end);
     }
-    if (whole.empty())
-      return problem(whole.at, "the host is missing: a name, an IPv4 address or an [IPv6 address]");
+    if (whole.empty()) return problem(whole.at, "the host is missing: a name, an IPv4 address or an [IPv6 address]");
     auto host = whole.text.front() == '[' ? bracketed_host(whole) : plain_host(whole);
     return std::move(host).and_then([&](std::optional<Piece> digits) { return port(digits); }).map([&] {
       return piece.from(end);
@@ -134,8 +131,7 @@ class Parser {
   /// Returns what follows the ':' behind the host.
   Result<std::optional<Piece>> plain_host(Piece whole) {
     const auto [host, digits] = split(whole, ":");
-    if (host.empty())
-      return problem(host.at, "the host is missing: a name, an IPv4 address or an [IPv6 address]");
+    if (host.empty()) return problem(host.at, "the host is missing: a name, an IPv4 address or an [IPv6 address]");
     if (digits && digits->text.find(':') != std::string_view::npos)
       return problem(host.at, "an IPv6 address stands in brackets: [fd00::1]");
     const auto bad = std::find_if_not(host.text.begin(), host.text.end(), is_host_char);
@@ -166,8 +162,7 @@ class Parser {
       uri_.host += zone_name.text;
     }
     if (behind->empty()) return std::nullopt;
-    if (behind->text.front() != ':')
-      return problem(behind->at, "':' and a port, '/' or '?' may follow the address");
+    if (behind->text.front() != ':') return problem(behind->at, "':' and a port, '/' or '?' may follow the address");
     return behind->from(1);
   }
 
@@ -224,10 +219,8 @@ class Parser {
     if (std::find(kKeys.begin(), kKeys.end(), key_text) == kKeys.end())
       return problem(key.at, fmt::format("option '{}' is not one of {}", key_text, fmt::join(kKeys, ", ")));
     if (key_text == kSocketKey && uri_.scheme != Uri::Scheme::shm)
-      return problem(key.at,
-                     fmt::format("{} has no option 'socket': it belongs to nvme+shm", name(uri_.scheme)));
-    if (!value || value->empty())
-      return problem(key.end(), fmt::format("'{}=' and a value are expected", key_text));
+      return problem(key.at, fmt::format("{} has no option 'socket': it belongs to nvme+shm", name(uri_.scheme)));
+    if (!value || value->empty()) return problem(key.end(), fmt::format("'{}=' and a value are expected", key_text));
     auto decoded = decode(*value);
     if (!decoded) return tl::unexpected(std::move(decoded.error()));
     if (!uri_.options.emplace(key_text, std::move(*decoded)).second)

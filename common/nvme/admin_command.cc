@@ -67,13 +67,12 @@ Expected<GetLogPage> parse_get_log_page(const SubmissionQueueEntry& sqe) noexcep
 
 SubmissionQueueEntry encode_get_log_page(const GetLogPage& command) noexcept {
   const std::uint64_t length = command.length.value();
-  check(length >= 4 && length % 4 == 0 && length / 4 <= kDwordsMax,
-        "a log page is read in dwords, 1 to 2^32");
+  check(length >= 4 && length % 4 == 0 && length / 4 <= kDwordsMax, "a log page is read in dwords, 1 to 2^32");
   check(command.offset.value() % 4 == 0, "a log page offset is a multiple of 4");
   const std::uint32_t numd = static_cast<std::uint32_t>(length / 4 - 1);
   auto sqe = entry(AdminOpcode::get_log_page, command.nsid);
-  sqe.cdw10 = command.lid | (command.lsp & 0x7fu) << 8 |
-              (command.retain == RetainEvent::yes ? 1u << 15 : 0u) | (numd & 0xffff) << 16;
+  sqe.cdw10 = command.lid | (command.lsp & 0x7fu) << 8 | (command.retain == RetainEvent::yes ? 1u << 15 : 0u) |
+              (numd & 0xffff) << 16;
   sqe.cdw11 = numd >> 16 | std::uint32_t{command.lsi} << 16;
   sqe.cdw12 = low_half(command.offset.value());
   sqe.cdw13 = high_half(command.offset.value());
@@ -135,16 +134,14 @@ Expected<QueueCounts> parse_queue_counts(std::uint32_t dword) noexcept {
 }
 
 std::uint32_t encode_queue_counts(const QueueCounts& counts) noexcept {
-  check(counts.submission >= 1 && counts.submission <= 0xffff && counts.completion >= 1 &&
-            counts.completion <= 0xffff,
+  check(counts.submission >= 1 && counts.submission <= 0xffff && counts.completion >= 1 && counts.completion <= 0xffff,
         "queue counts are 1 to 65535");
   return (counts.submission - 1) | (counts.completion - 1) << 16;
 }
 
 AbortCommand parse_abort(const SubmissionQueueEntry& sqe) noexcept {
   const std::uint32_t dw10 = sqe.cdw10.get();
-  return {Qid(static_cast<std::uint16_t>(bits(dw10, 0, 16))),
-          Cid(static_cast<std::uint16_t>(bits(dw10, 16, 16)))};
+  return {Qid(static_cast<std::uint16_t>(bits(dw10, 0, 16))), Cid(static_cast<std::uint16_t>(bits(dw10, 16, 16)))};
 }
 
 SubmissionQueueEntry encode_abort(const AbortCommand& command) noexcept {

@@ -49,8 +49,7 @@ struct GetLogPage {
 /// Answers a Get Log Page: fills `out` with the log from `offset` on and zeroes behind its end
 /// (Base 2.0, 5.16.1). False, and `out` zeroed, if `offset` lies beyond the log: for the caller to answer
 /// with invalid_field.
-[[nodiscard]] bool copy_log_page(std::span<const std::byte> log, Bytes offset,
-                                 std::span<std::byte> out) noexcept;
+[[nodiscard]] bool copy_log_page(std::span<const std::byte> log, Bytes offset, std::span<std::byte> out) noexcept;
 
 enum class SaveFeature : std::uint8_t { no, yes };
 

@@ -35,8 +35,7 @@ struct CmAcceptData {
   std::array<std::byte, 28> reserved{};
 };
 static_assert(sizeof(CmAcceptData) == 32 && WireType<CmAcceptData>);
-static_assert(offsetof(CmAcceptData, controller_receive_queue_size) == 2 &&
-              offsetof(CmAcceptData, reserved) == 4);
+static_assert(offsetof(CmAcceptData, controller_receive_queue_size) == 2 && offsetof(CmAcceptData, reserved) == 4);
 
 /// With CM_REJ, reason 28 (consumer defined).
 struct CmRejectData {
@@ -76,8 +75,7 @@ struct CmRequest {
 
 /// Bytes of a CM_REQ. Null, short, a format other than 0, and queues without entries are refused; what this
 /// controller can serve is for the caller to judge.
-[[nodiscard]] tl::expected<CmRequest, CmReject> parse_cm_request(
-    std::span<const std::byte> private_data) noexcept;
+[[nodiscard]] tl::expected<CmRequest, CmReject> parse_cm_request(std::span<const std::byte> private_data) noexcept;
 /// Numbers beyond the ranges above are a bug of the caller's.
 [[nodiscard]] CmRequestData encode_cm_request(const CmRequest& request) noexcept;
 

@@ -47,11 +47,8 @@ class Le24 {
   constexpr Le24() noexcept = default;
   /// `value` ≤ kMax; the caller has checked. Higher bits are dropped.
   explicit constexpr Le24(std::uint32_t value) noexcept
-      : low_(static_cast<std::uint16_t>(value & 0xffff)),
-        high_(static_cast<std::uint8_t>(value >> 16 & 0xff)) {}
-  [[nodiscard]] constexpr std::uint32_t get() const noexcept {
-    return std::uint32_t{high_} << 16 | low_.get();
-  }
+      : low_(static_cast<std::uint16_t>(value & 0xffff)), high_(static_cast<std::uint8_t>(value >> 16 & 0xff)) {}
+  [[nodiscard]] constexpr std::uint32_t get() const noexcept { return std::uint32_t{high_} << 16 | low_.get(); }
   friend constexpr bool operator==(const Le24&, const Le24&) noexcept = default;
 
  private:

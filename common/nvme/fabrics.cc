@@ -59,8 +59,7 @@ tl::expected<ConnectRequest, ConnectFailure> parse_connect(const SubmissionQueue
   return ConnectRequest{
       .qid = qid,
       .queue_entries = queue_entries,
-      .flow_control =
-          (command.attributes & kAttributeNoFlowControl) != 0 ? SqFlowControl::off : SqFlowControl::on,
+      .flow_control = (command.attributes & kAttributeNoFlowControl) != 0 ? SqFlowControl::off : SqFlowControl::on,
       .keep_alive = std::chrono::milliseconds(command.keep_alive_ms.get()),
       .host_id = HostId(host_id_bytes(data)),
       .cntlid = cntlid,

@@ -44,10 +44,9 @@ SubmissionQueueEntry encode_block_command(IoOpcode opcode, const BlockCommand& c
   sqe.nsid = command.nsid.value();
   sqe.cdw10 = static_cast<std::uint32_t>(command.first.value() & 0xffffffff);
   sqe.cdw11 = static_cast<std::uint32_t>(command.first.value() >> 32);
-  sqe.cdw12 = static_cast<std::uint32_t>(count - 1) |
-              (command.deallocate == Deallocate::yes ? 1u << kDeallocateBit : 0u) |
-              (command.protection & 0xfu) << kProtectionBit |
-              (command.fua == ForceUnitAccess::yes ? 1u << kFuaBit : 0u);
+  sqe.cdw12 =
+      static_cast<std::uint32_t>(count - 1) | (command.deallocate == Deallocate::yes ? 1u << kDeallocateBit : 0u) |
+      (command.protection & 0xfu) << kProtectionBit | (command.fua == ForceUnitAccess::yes ? 1u << kFuaBit : 0u);
   return sqe;
 }
 

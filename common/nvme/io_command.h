@@ -23,7 +23,7 @@ struct BlockCommand {
   Blocks count;  ///< 1 to 65536: NLB is 0's based
   ForceUnitAccess fua = ForceUnitAccess::no;
   Deallocate deallocate = Deallocate::no;  ///< Write Zeroes only
-  std::uint8_t protection = 0;  ///< PRINFO, 4 bits: not 0 only for namespaces with protection information
+  std::uint8_t protection = 0;             ///< PRINFO, 4 bits: not 0 only for namespaces with protection information
 
   /// The range if the namespace has it; else lba_out_of_range.
   [[nodiscard]] Expected<BlockRange> within(Blocks capacity) const noexcept;
@@ -31,8 +31,7 @@ struct BlockCommand {
 /// Every value of every field is representable: cannot fail.
 [[nodiscard]] BlockCommand parse_block_command(const SubmissionQueueEntry& sqe) noexcept;
 /// Without cid and data pointer. `count` outside 1 to 65536 is a bug of the caller's.
-[[nodiscard]] SubmissionQueueEntry encode_block_command(IoOpcode opcode,
-                                                        const BlockCommand& command) noexcept;
+[[nodiscard]] SubmissionQueueEntry encode_block_command(IoOpcode opcode, const BlockCommand& command) noexcept;
 
 /// Flush (Base 2.0, 7.1): its NSID is all there is. kNsidAll flushes every namespace.
 [[nodiscard]] SubmissionQueueEntry encode_flush(Nsid nsid) noexcept;
@@ -57,9 +56,8 @@ struct DatasetRange {
 /// Dataset Management (NVM 1.0, 3.2.3), the entry.
 struct DatasetManagement {
   Nsid nsid;
-  std::uint32_t ranges = 1;  ///< 1 to 256: NR is 0's based
-  Deallocate deallocate =
-      Deallocate::no;  ///< AD; the hints IDR and IDW are not decoded: nothing acts on them
+  std::uint32_t ranges = 1;                ///< 1 to 256: NR is 0's based
+  Deallocate deallocate = Deallocate::no;  ///< AD; the hints IDR and IDW are not decoded: nothing acts on them
   [[nodiscard]] std::uint32_t data_bytes() const noexcept {
     return ranges * static_cast<std::uint32_t>(sizeof(DatasetRangeWire));
   }
@@ -73,8 +71,7 @@ class DatasetRanges {
  public:
   /// sgl_invalid_length if `data` is shorter than the command's ranges; more is tolerated (peers send whole
   /// pages).
-  static Expected<DatasetRanges> parse(const DatasetManagement& command,
-                                       std::span<const std::byte> data) noexcept;
+  static Expected<DatasetRanges> parse(const DatasetManagement& command, std::span<const std::byte> data) noexcept;
 
   [[nodiscard]] std::uint32_t size() const noexcept { return count_; }
   /// `index` < size(), else a bug of the caller's.

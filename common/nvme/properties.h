@@ -55,35 +55,23 @@ struct Capabilities {
   }
   [[nodiscard]] constexpr bool supports_subsystem_reset() const noexcept { return bits(raw, 36, 1) != 0; }
   [[nodiscard]] constexpr bool supports_nvm_command_set() const noexcept { return bits(raw, 37, 1) != 0; }
-  [[nodiscard]] constexpr bool supports_command_set_selection() const noexcept {
-    return bits(raw, 43, 1) != 0;
-  }
+  [[nodiscard]] constexpr bool supports_command_set_selection() const noexcept { return bits(raw, 43, 1) != 0; }
   /// log2 of the smallest and largest memory page, less 12. MPSMIN also scales MDTS.
-  [[nodiscard]] constexpr unsigned page_shift_min() const noexcept {
-    return static_cast<unsigned>(bits(raw, 48, 4));
-  }
-  [[nodiscard]] constexpr unsigned page_shift_max() const noexcept {
-    return static_cast<unsigned>(bits(raw, 52, 4));
-  }
-  [[nodiscard]] constexpr bool ready_with_media() const noexcept { return bits(raw, 59, 1) != 0; }  ///< CRWMS
-  [[nodiscard]] constexpr bool ready_independent_of_media() const noexcept {
-    return bits(raw, 60, 1) != 0;
-  }  ///< CRIMS
+  [[nodiscard]] constexpr unsigned page_shift_min() const noexcept { return static_cast<unsigned>(bits(raw, 48, 4)); }
+  [[nodiscard]] constexpr unsigned page_shift_max() const noexcept { return static_cast<unsigned>(bits(raw, 52, 4)); }
+  [[nodiscard]] constexpr bool ready_with_media() const noexcept { return bits(raw, 59, 1) != 0; }            ///< CRWMS
+  [[nodiscard]] constexpr bool ready_independent_of_media() const noexcept { return bits(raw, 60, 1) != 0; }  ///< CRIMS
 
   /// `entries` 1 to 65536.
   constexpr Capabilities with_queue_entries_max(std::uint32_t entries) const noexcept {
     return {with_bits<std::uint64_t>(raw, 0, 16, entries - 1)};
   }
-  constexpr Capabilities with_contiguous_queues_required() const noexcept {
-    return {raw | std::uint64_t{1} << 16};
-  }
+  constexpr Capabilities with_contiguous_queues_required() const noexcept { return {raw | std::uint64_t{1} << 16}; }
   constexpr Capabilities with_timeout_half_seconds(std::uint8_t timeout) const noexcept {
     return {with_bits<std::uint64_t>(raw, 24, 8, timeout)};
   }
   constexpr Capabilities with_nvm_command_set() const noexcept { return {raw | std::uint64_t{1} << 37}; }
-  constexpr Capabilities with_command_set_selection() const noexcept {
-    return {raw | std::uint64_t{1} << 43};
-  }
+  constexpr Capabilities with_command_set_selection() const noexcept { return {raw | std::uint64_t{1} << 43}; }
   constexpr Capabilities with_ready_with_media() const noexcept { return {raw | std::uint64_t{1} << 59}; }
 };
 
@@ -101,9 +89,7 @@ struct Configuration {
   [[nodiscard]] constexpr unsigned command_set() const noexcept { return bits(raw, 4, 3); }
   [[nodiscard]] constexpr unsigned page_shift() const noexcept { return bits(raw, 7, 4); }
   [[nodiscard]] constexpr unsigned arbitration() const noexcept { return bits(raw, 11, 3); }
-  [[nodiscard]] constexpr Shutdown shutdown() const noexcept {
-    return static_cast<Shutdown>(bits(raw, 14, 2));
-  }
+  [[nodiscard]] constexpr Shutdown shutdown() const noexcept { return static_cast<Shutdown>(bits(raw, 14, 2)); }
   /// log2 of the I/O entries' sizes: 6 and 4 are the only ones that exist.
   [[nodiscard]] constexpr unsigned sqe_size_shift() const noexcept { return bits(raw, 16, 4); }
   [[nodiscard]] constexpr unsigned cqe_size_shift() const noexcept { return bits(raw, 20, 4); }

@@ -46,8 +46,7 @@ Expected<DataPointer> parse_data_pointer(const SubmissionQueueEntry& sqe, std::u
   const Direction direction = data_direction(sqe);
   if (direction == Direction::none) return NoData{};
   switch (sqe.sgl.type()) {
-    case SglType::keyed_data_block:
-      return parse_keyed(std::bit_cast<KeyedDescriptor>(sqe.sgl), RemoteInvalidate::no);
+    case SglType::keyed_data_block: return parse_keyed(std::bit_cast<KeyedDescriptor>(sqe.sgl), RemoteInvalidate::no);
     case SglType::keyed_and_invalidate:
       return parse_keyed(std::bit_cast<KeyedDescriptor>(sqe.sgl), RemoteInvalidate::yes);
     case SglType::data_block_offset:

@@ -89,8 +89,7 @@ struct CapsuleLimits {
 /// that move no data have NoData whatever their descriptor says. Whether the length is the command's is for
 /// the command's own decoder to judge. Errors, all with DNR: invalid_field, sgl_invalid_type,
 /// sgl_invalid_offset, sgl_invalid_length.
-[[nodiscard]] Expected<DataPointer> parse_data_pointer(const SubmissionQueueEntry& sqe,
-                                                       std::uint64_t received_bytes,
+[[nodiscard]] Expected<DataPointer> parse_data_pointer(const SubmissionQueueEntry& sqe, std::uint64_t received_bytes,
                                                        const CapsuleLimits& limits) noexcept;
 
 /// For the initiator. NoData becomes a keyed descriptor of length 0, which is what every host sends for "no

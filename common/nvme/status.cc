@@ -19,10 +19,8 @@ static_assert(static_cast<int>(StatusCode::connect_invalid_host) ==
               (NVME_SCT_CMD_SPECIFIC << 8 | NVME_SC_CONNECT_INVALID_HOST));
 static_assert(static_cast<int>(StatusCode::authentication_required) ==
               (NVME_SCT_CMD_SPECIFIC << 8 | NVME_SC_AUTH_REQUIRED));
-static_assert(static_cast<int>(StatusCode::compare_failure) ==
-              (NVME_SCT_MEDIA << 8 | NVME_SC_COMPARE_FAILED));
-static_assert(static_cast<int>(StatusCode::aborted_by_host) ==
-              (NVME_SCT_PATH << 8 | NVME_SC_CMD_ABORTED_BY_HOST));
+static_assert(static_cast<int>(StatusCode::compare_failure) == (NVME_SCT_MEDIA << 8 | NVME_SC_COMPARE_FAILED));
+static_assert(static_cast<int>(StatusCode::aborted_by_host) == (NVME_SCT_PATH << 8 | NVME_SC_CMD_ABORTED_BY_HOST));
 static_assert(Status::permanent(StatusCode::success).to_completion() >> 1 == NVME_SC_DNR);
 
 namespace {
@@ -77,14 +75,10 @@ std::string_view known_name(StatusCode code) noexcept {
     case StatusCode::command_set_not_enabled: return "I/O Command Set Not Enabled";
     case StatusCode::command_set_combination_rejected: return "I/O Command Set Combination Rejected";
     case StatusCode::invalid_command_set: return "Invalid I/O Command Set";
-    case StatusCode::connect_incompatible_format:
-      return "Connect Incompatible Format or Conflicting Attributes";
-    case StatusCode::connect_controller_busy:
-      return "Connect Controller Busy or Invalid Protection Information";
-    case StatusCode::connect_invalid_parameters:
-      return "Connect Invalid Parameters or Write to Read Only Range";
-    case StatusCode::connect_restart_discovery:
-      return "Connect Restart Discovery or Command Size Limit Exceeded";
+    case StatusCode::connect_incompatible_format: return "Connect Incompatible Format or Conflicting Attributes";
+    case StatusCode::connect_controller_busy: return "Connect Controller Busy or Invalid Protection Information";
+    case StatusCode::connect_invalid_parameters: return "Connect Invalid Parameters or Write to Read Only Range";
+    case StatusCode::connect_restart_discovery: return "Connect Restart Discovery or Command Size Limit Exceeded";
     case StatusCode::connect_invalid_host: return "Connect Invalid Host";
     case StatusCode::invalid_queue_type: return "Invalid Queue Type";
     case StatusCode::discover_restart: return "Discover Restart";

@@ -111,12 +111,8 @@ class [[nodiscard]] Status {
 
   [[nodiscard]] constexpr bool ok() const noexcept { return (field_ & kCodeMask) == 0; }
   /// Type and code, without the bits around them: what to compare and to switch on.
-  [[nodiscard]] constexpr StatusCode code() const noexcept {
-    return static_cast<StatusCode>(field_ & kCodeMask);
-  }
-  [[nodiscard]] constexpr std::uint8_t type() const noexcept {
-    return static_cast<std::uint8_t>(field_ >> 8 & 7);
-  }
+  [[nodiscard]] constexpr StatusCode code() const noexcept { return static_cast<StatusCode>(field_ & kCodeMask); }
+  [[nodiscard]] constexpr std::uint8_t type() const noexcept { return static_cast<std::uint8_t>(field_ >> 8 & 7); }
   [[nodiscard]] constexpr bool do_not_retry() const noexcept { return (field_ & kDnr) != 0; }
   [[nodiscard]] constexpr bool more() const noexcept { return (field_ & kMore) != 0; }
   /// 0: none; 1 to 3: wait for CRDT1 to CRDT3 of Identify Controller before the retry.

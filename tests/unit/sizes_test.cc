@@ -52,8 +52,7 @@ TEST_CASE("A size that does not fit 64 bits is refused") {
 }
 
 TEST_CASE("What is no size is refused, and the message says what is one") {
-  for (const auto* text :
-       {"", " ", "k", "-1", "+1", "1.", ".5k", "1 k ", "4kk", "4KiBB", "1e3", "0x10", "4  k"})
+  for (const auto* text : {"", " ", "k", "-1", "+1", "1.", ".5k", "1 k ", "4kk", "4KiBB", "1e3", "0x10", "4  k"})
     CHECK_FALSE(parse_size(text));
   CHECK_THAT(parse_size("1GB").error().message(), Catch::Contains("powers of 1024"));
   CHECK_THAT(parse_size("\x1b[2J").error().message(), Catch::Contains("\\x1b[2J"));
@@ -74,8 +73,8 @@ TEST_CASE("Durations are read with their units") {
 }
 
 TEST_CASE("A duration without unit, out of range or of another form is refused") {
-  for (const auto* text : {"", "5", "ms", "-5ms", "5 days", "5MS", "1.1234567s", "9223372036854775808ns",
-                           "2562047.8h", "99999999999999999999h", "1.s"})
+  for (const auto* text : {"", "5", "ms", "-5ms", "5 days", "5MS", "1.1234567s", "9223372036854775808ns", "2562047.8h",
+                           "99999999999999999999h", "1.s"})
     CHECK_FALSE(parse_duration(text));
 }
 

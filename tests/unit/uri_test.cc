@@ -96,11 +96,10 @@ TEST_CASE("Options are kept for the tools") {
 }
 
 TEST_CASE("A URI written out and parsed again is the same") {
-  for (const auto* text :
-       {"nvme+rdma://10.0.0.1/nqn.2014-08.org.example:disk/7", "nvme+rdma://[fd00::1]:1234",
-        "nvme+rdma://[fe80::1%25eth0]/nqn.a%2Fb%25/4294967294", "nvme+rdma://a-b.c_d/x?depth=1&hostid=y%3D",
-        "nvme+shm:///nqn.x?socket=/tmp/a%20b", "nvme+shm://?socket=%3F%23", "nvme+shm://",
-        "nvme+sim://one:1/nqn.x/1"}) {
+  for (const auto* text : {"nvme+rdma://10.0.0.1/nqn.2014-08.org.example:disk/7", "nvme+rdma://[fd00::1]:1234",
+                           "nvme+rdma://[fe80::1%25eth0]/nqn.a%2Fb%25/4294967294",
+                           "nvme+rdma://a-b.c_d/x?depth=1&hostid=y%3D", "nvme+shm:///nqn.x?socket=/tmp/a%20b",
+                           "nvme+shm://?socket=%3F%23", "nvme+shm://", "nvme+sim://one:1/nqn.x/1"}) {
     const Uri uri = parsed(text);
     CHECK(uri.to_string() == text);
     CHECK(parsed(uri.to_string()) == uri);
@@ -165,7 +164,6 @@ TEST_CASE("A URI that is not printable is shown escaped and the caret still fits
 }
 
 TEST_CASE("An NQN longer than 223 bytes is refused, a longer URI is not even shown") {
-  CHECK_THAT(complaint("nvme+rdma://h/nqn." + std::string(220, 'x')),
-             Catch::Contains("longer than 223 bytes"));
+  CHECK_THAT(complaint("nvme+rdma://h/nqn." + std::string(220, 'x')), Catch::Contains("longer than 223 bytes"));
   CHECK(complaint("nvme+rdma://h/" + std::string(100'000, 'x')).size() < 100);
 }

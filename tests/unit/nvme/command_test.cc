@@ -12,8 +12,8 @@ using rbt::test::from_hex;
 using rbt::test::hex;
 
 TEST_CASE("A write names its blocks, 0's based, and its durability") {
-  const auto sqe = from_hex<SubmissionQueueEntry>(
-      "01 40 00 00 09 00 00 00 00*32  88 77 66 55 44 33 22 11  ff ff 00 40  00*12");
+  const auto sqe =
+      from_hex<SubmissionQueueEntry>("01 40 00 00 09 00 00 00 00*32  88 77 66 55 44 33 22 11  ff ff 00 40  00*12");
   const auto write = parse_block_command(sqe);
   CHECK(write.nsid == Nsid(9));
   CHECK(write.first == Lba(0x1122334455667788));
@@ -25,8 +25,7 @@ TEST_CASE("A write names its blocks, 0's based, and its durability") {
 }
 
 TEST_CASE("Write Zeroes may deallocate") {
-  const BlockCommand command{
-      .nsid = Nsid(1), .first = Lba(0), .count = Blocks(1), .deallocate = Deallocate::yes};
+  const BlockCommand command{.nsid = Nsid(1), .first = Lba(0), .count = Blocks(1), .deallocate = Deallocate::yes};
   const auto sqe = encode_block_command(IoOpcode::write_zeroes, command);
   CHECK(sqe.cdw12.get() == 0x0200'0000);
   CHECK(parse_block_command(sqe).deallocate == Deallocate::yes);
@@ -82,8 +81,7 @@ TEST_CASE("Ranges are read where they lie and counted as the command says") {
 
 TEST_CASE("Fewer bytes than ranges are refused, more are tolerated") {
   const auto data = hex("00*31");
-  CHECK(DatasetRanges::parse({.nsid = Nsid(1), .ranges = 2}, data).error().code() ==
-        StatusCode::sgl_invalid_length);
+  CHECK(DatasetRanges::parse({.nsid = Nsid(1), .ranges = 2}, data).error().code() == StatusCode::sgl_invalid_length);
   CHECK(DatasetRanges::parse({.nsid = Nsid(1), .ranges = 1}, data)->size() == 1);
   CHECK_FALSE(DatasetRanges::parse({.nsid = Nsid(1), .ranges = 1}, {}));
 }

@@ -28,12 +28,8 @@ struct Connect {
     write(256, kSubsystem);
     write(512, kHost);
   }
-  void write(std::size_t offset, std::string_view text) {
-    std::memcpy(&data[offset], text.data(), text.size());
-  }
-  [[nodiscard]] auto parse() const {
-    return parse_connect(std::bit_cast<SubmissionQueueEntry>(command), data);
-  }
+  void write(std::size_t offset, std::string_view text) { std::memcpy(&data[offset], text.data(), text.size()); }
+  [[nodiscard]] auto parse() const { return parse_connect(std::bit_cast<SubmissionQueueEntry>(command), data); }
   [[nodiscard]] ConnectFailure failure() const {
     const auto request = parse();
     REQUIRE_FALSE(request);
@@ -119,9 +115,8 @@ TEST_CASE("An I/O queue cannot ask for any controller, an admin queue can") {
 TEST_CASE("An NQN without end, too long, empty or not beginning with nqn is refused where it stands") {
   for (const std::size_t offset : {256u, 512u}) {
     for (const auto& bad :
-         {std::string(256, 'x'), "nqn." + std::string(252, 'x'), "nqn." + std::string(220, 'x'),
-          std::string(256, '\0'), std::string("NQN.2014-08.x\0", 14), std::string("nqn\0", 4),
-          std::string("nqn.\x1b[2J\0", 9)}) {
+         {std::string(256, 'x'), "nqn." + std::string(252, 'x'), "nqn." + std::string(220, 'x'), std::string(256, '\0'),
+          std::string("NQN.2014-08.x\0", 14), std::string("nqn\0", 4), std::string("nqn.\x1b[2J\0", 9)}) {
       Connect connect;
       connect.write(offset, bad);
       CHECK(connect.points_at() == (kInData | offset));

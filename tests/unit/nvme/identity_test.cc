@@ -61,8 +61,7 @@ TEST_CASE("The well-known names are the specification's") {
   CHECK(Nqn::discovery().text() == NVME_DISC_SUBSYS_NAME);
   CHECK(Nqn::discovery().is_discovery());
   const auto uuid = *Uuid::parse("00112233-4455-6677-8899-aabbccddeeff");
-  CHECK(Nqn::from_uuid(uuid).text() ==
-        "nqn.2014-08.org.nvmexpress:uuid:00112233-4455-6677-8899-aabbccddeeff");
+  CHECK(Nqn::from_uuid(uuid).text() == "nqn.2014-08.org.nvmexpress:uuid:00112233-4455-6677-8899-aabbccddeeff");
   CHECK(HostId(uuid).to_string() == uuid.to_string());
   CHECK(HostId().is_zero());
 }

@@ -50,8 +50,7 @@ TEST_CASE("A keyed descriptor is address, 24-bit length, unaligned key, type") {
   const auto sqe = command(kRead, "88 77 66 55 44 33 22 11  cc bb aa  04 03 02 01  40");
   const auto data = parse_data_pointer(sqe, 64, kFourKiB);
   REQUIRE(data);
-  CHECK(std::get<KeyedData>(*data) ==
-        KeyedData{0x1122334455667788, 0xaabbcc, 0x01020304, RemoteInvalidate::no});
+  CHECK(std::get<KeyedData>(*data) == KeyedData{0x1122334455667788, 0xaabbcc, 0x01020304, RemoteInvalidate::no});
   CHECK(encode_data_pointer(*data) == sqe.sgl);
   CHECK(length(*data) == 0xaabbcc);
 }
@@ -139,12 +138,12 @@ TEST_CASE("A length of zero is no data") {
 TEST_CASE("The direction of a fabrics command is in its type") {
   SubmissionQueueEntry sqe;
   sqe.opcode = kFabricsOpcode;
-  for (const auto& [type, direction] : {std::pair{FabricsType::connect, Direction::to_controller},
-                                        std::pair{FabricsType::property_get, Direction::none},
-                                        std::pair{FabricsType::property_set, Direction::none},
-                                        std::pair{FabricsType::authentication_send, Direction::to_controller},
-                                        std::pair{FabricsType::authentication_receive, Direction::to_host},
-                                        std::pair{FabricsType::disconnect, Direction::none}}) {
+  for (const auto& [type, direction] :
+       {std::pair{FabricsType::connect, Direction::to_controller},
+        std::pair{FabricsType::property_get, Direction::none}, std::pair{FabricsType::property_set, Direction::none},
+        std::pair{FabricsType::authentication_send, Direction::to_controller},
+        std::pair{FabricsType::authentication_receive, Direction::to_host},
+        std::pair{FabricsType::disconnect, Direction::none}}) {
     sqe.nsid = static_cast<std::uint32_t>(type);
     CHECK(data_direction(sqe) == direction);
   }

@@ -36,8 +36,7 @@ TEST_CASE("The bits around the code are told apart") {
 }
 
 TEST_CASE("Statuses have names, and numbers where they have none") {
-  CHECK(describe(Status::permanent(StatusCode::invalid_field)) ==
-        "Invalid Field in Command (0/02h, do not retry)");
+  CHECK(describe(Status::permanent(StatusCode::invalid_field)) == "Invalid Field in Command (0/02h, do not retry)");
   CHECK(name(static_cast<StatusCode>(0x7c0)) == "status 7/c0h");
   CHECK(describe(Status()) == "Successful Completion (0/00h)");
 }
