@@ -11,7 +11,6 @@ SubmissionQueueEntry entry(AdminOpcode opcode, Nsid nsid = Nsid(0)) noexcept {
   SubmissionQueueEntry sqe;
   sqe.opcode = static_cast<std::uint8_t>(opcode);
   sqe.nsid = nsid.value();
-  sqe.sgl = encode_data_pointer(NoData{});
   return sqe;
 }
 

@@ -100,7 +100,8 @@ struct PropertyCommand {
   std::uint8_t flags = kFlagsSgl;
   Le16 cid;
   std::uint8_t fabrics_type = 0;
-  std::array<std::byte, 35> reserved5{};
+  std::array<std::byte, 19> reserved5{};
+  SglDescriptor sgl;            ///< reserved here, yet Linux's target wants "no data" in it
   std::uint8_t attributes = 0;  ///< bits 2:0: 0 four bytes, 1 eight bytes
   std::array<std::byte, 3> reserved41{};
   Le32 offset;
@@ -108,7 +109,8 @@ struct PropertyCommand {
   std::array<std::byte, 8> reserved56{};
 };
 static_assert(sizeof(PropertyCommand) == 64 && WireType<PropertyCommand>);
-static_assert(offsetof(PropertyCommand, fabrics_type) == 4 && offsetof(PropertyCommand, attributes) == 40);
+static_assert(offsetof(PropertyCommand, fabrics_type) == 4 && offsetof(PropertyCommand, sgl) == 24);
+static_assert(offsetof(PropertyCommand, attributes) == 40);
 static_assert(offsetof(PropertyCommand, offset) == 44 && offsetof(PropertyCommand, value) == 48);
 
 struct PropertyAccess {

@@ -54,7 +54,6 @@ SubmissionQueueEntry encode_flush(Nsid nsid) noexcept {
   SubmissionQueueEntry sqe;
   sqe.opcode = static_cast<std::uint8_t>(IoOpcode::flush);
   sqe.nsid = nsid.value();
-  sqe.sgl = encode_data_pointer(NoData{});
   return sqe;
 }
 

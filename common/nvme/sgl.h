@@ -44,11 +44,19 @@ static_assert(sizeof(KeyedDescriptor) == 16 && WireType<KeyedDescriptor>);
 static_assert(offsetof(KeyedDescriptor, length) == 8 && offsetof(KeyedDescriptor, key) == 11 &&
               offsetof(KeyedDescriptor, type) == 15);
 
-/// 16 bytes that are one of the two above: which one, says type().
+/// 16 bytes that are one of the two above: which one, says type(). By default a keyed descriptor of length 0, which is how
+/// hosts say "no data": Linux's target refuses type 0 even on commands that move none.
 struct SglDescriptor {
-  std::array<std::byte, 16> raw{};
+  std::array<std::byte, 16> raw = empty();
   [[nodiscard]] constexpr SglType type() const noexcept { return static_cast<SglType>(raw[15]); }
   friend constexpr bool operator==(const SglDescriptor&, const SglDescriptor&) noexcept = default;
+
+ private:
+  static constexpr std::array<std::byte, 16> empty() noexcept {
+    std::array<std::byte, 16> bytes{};
+    bytes[15] = static_cast<std::byte>(SglType::keyed_data_block);
+    return bytes;
+  }
 };
 static_assert(sizeof(SglDescriptor) == 16 && WireType<SglDescriptor>);
 

@@ -33,6 +33,10 @@ TEST_CASE("A submission queue entry has its fields where the specification has t
   CHECK(sqe.cdw15.get() == 0xf000000f);
 }
 
+TEST_CASE("A new entry has no data and says so with a keyed descriptor") {
+  CHECK(bytes_of(SubmissionQueueEntry()) == hex("00 40 00*37 40 00*24"));
+}
+
 TEST_CASE("Reserved flag bits are seen") {
   SubmissionQueueEntry sqe;
   CHECK(sqe.reserved_flags_clear());

@@ -13,7 +13,7 @@ using rbt::test::hex;
 
 TEST_CASE("A write names its blocks, 0's based, and its durability") {
   const auto sqe =
-      from_hex<SubmissionQueueEntry>("01 40 00 00 09 00 00 00 00*32  88 77 66 55 44 33 22 11  ff ff 00 40  00*12");
+      from_hex<SubmissionQueueEntry>("01 40 00 00 09 00 00 00 00*31 40  88 77 66 55 44 33 22 11  ff ff 00 40  00*12");
   const auto write = parse_block_command(sqe);
   CHECK(write.nsid == Nsid(9));
   CHECK(write.first == Lba(0x1122334455667788));

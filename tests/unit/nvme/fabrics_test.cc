@@ -146,9 +146,9 @@ TEST_CASE("The Connect response carries controller and authentication bits") {
 
 TEST_CASE("Property Get and Set have size, offset and value in their places") {
   CHECK(bytes_of(encode_property_get(0x00, PropertySize::eight_bytes)) ==
-        hex("7f 40 00 00 04 00*35 01 00 00 00 00 00 00 00 00*16"));
+        hex("7f 40 00 00 04 00*34 40 01 00 00 00 00 00 00 00 00*16"));
   CHECK(bytes_of(encode_property_set({0x14, PropertySize::four_bytes, 0x460001})) ==
-        hex("7f 40 00 00 00 00*35 00 00 00 00 14 00 00 00 01 00 46 00 00 00 00 00 00*8"));
+        hex("7f 40 00 00 00 00*34 40 00 00 00 00 14 00 00 00 01 00 46 00 00 00 00 00 00*8"));
   const auto set = parse_property(encode_property_set({0x14, PropertySize::four_bytes, 0x460001}));
   REQUIRE(set);
   CHECK(set->offset == 0x14);
