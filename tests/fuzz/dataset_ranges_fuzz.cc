@@ -20,7 +20,9 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const auto input = fuzz::bytes(data, size);
   const auto sqe = fuzz::entry(input);
   const auto command = parse_dataset_management(sqe);
-  const auto ranges = DatasetRanges::parse(command, fuzz::behind_entry(input));
+  const auto behind = fuzz::behind_entry(input);
+  const auto ranges = DatasetRanges::parse(command, behind);
+  check(!ranges || ranges->size() * sizeof(DatasetRangeWire) <= behind.size(), "every range was received");
   const auto block = parse_block_command(sqe);
   check(block.count.value() >= 1 && block.count.value() <= 65536, "0's based");
   for (const auto capacity : {Blocks(0), Blocks(1000), Blocks(~std::uint64_t{0})}) {
