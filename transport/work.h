@@ -21,7 +21,7 @@ struct WorkRequest {
   std::uint32_t rkey = 0;  ///< RDMA: the peer's region; send_with_invalidate: the key to invalidate
   std::uint64_t remote_address = 0;  ///< RDMA only
   std::uint64_t wr_id = 0;           ///< the consumer's; comes back in the Completion
-  std::span<const Segment> segments;
+  std::span<const Segment> segments{};
 };
 
 enum class [[nodiscard]] PostResult : std::uint8_t {
