@@ -34,7 +34,7 @@ struct Disconnect {
     local,           ///< our own side failed; see `error`
   };
   Reason reason = Reason::lost;
-  std::span<const std::byte> private_data{};  ///< valid during the callback
+  std::span<const std::byte> private_data;  ///< valid during the callback
   Error error{ErrorKind::disconnected, {}};
 };
 
@@ -66,17 +66,20 @@ class Connection {
   [[nodiscard]] virtual ProtectionDomain& domain() const noexcept = 0;
   /// For messages: "10.0.0.2:51312", "pid 4711, uid 1000".
   [[nodiscard]] virtual const std::string& peer() const noexcept = 0;
+  /// The address of our own end at which the peer reached us, without port: "10.0.0.1", "fe80::1". Empty: the fabric has
+  /// no such thing. For the discovery log of a target that listens on every address.
+  [[nodiscard]] virtual std::string local_host() const { return {}; }
 };
 
 struct ConnectOptions {
-  std::span<const std::byte> private_data{};  ///< at most 56 bytes
+  std::span<const std::byte> private_data;  ///< at most 56 bytes
   std::uint32_t send_depth = 128;
   std::uint32_t incoming_reads = 16;  ///< RDMA READs of the peer to be served at a time (responder resources)
   Duration timeout = std::chrono::seconds(5);
 };
 
 struct AcceptOptions {
-  std::span<const std::byte> private_data{};  ///< at most 196 bytes
+  std::span<const std::byte> private_data;  ///< at most 196 bytes
   std::uint32_t send_depth = 128;
   std::uint32_t outgoing_reads = 16;  ///< wished for; limits().read_depth says what both sides and the device allow
   Duration timeout = std::chrono::seconds(5);
