@@ -34,7 +34,7 @@ struct Disconnect {
     local,           ///< our own side failed; see `error`
   };
   Reason reason = Reason::lost;
-  std::span<const std::byte> private_data;  ///< valid during the callback
+  std::span<const std::byte> private_data{};  ///< valid during the callback
   Error error{ErrorKind::disconnected, {}};
 };
 
@@ -72,14 +72,14 @@ class Connection {
 };
 
 struct ConnectOptions {
-  std::span<const std::byte> private_data;  ///< at most 56 bytes
+  std::span<const std::byte> private_data{};  ///< at most 56 bytes
   std::uint32_t send_depth = 128;
   std::uint32_t incoming_reads = 16;  ///< RDMA READs of the peer to be served at a time (responder resources)
   Duration timeout = std::chrono::seconds(5);
 };
 
 struct AcceptOptions {
-  std::span<const std::byte> private_data;  ///< at most 196 bytes
+  std::span<const std::byte> private_data{};  ///< at most 196 bytes
   std::uint32_t send_depth = 128;
   std::uint32_t outgoing_reads = 16;  ///< wished for; limits().read_depth says what both sides and the device allow
   Duration timeout = std::chrono::seconds(5);
