@@ -23,7 +23,7 @@
 #include "transport/reactor/reactor.h"
 
 namespace rbt {
-class Uri;  // common/uri.h
+struct Uri;  // common/uri.h
 }
 
 namespace rbt::transport {

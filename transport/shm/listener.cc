@@ -54,15 +54,10 @@ Knock::Taken Knock::take() {
 
 // Somebody who has connected and not said hello yet.
 struct SocketListener::Guest {
-  Guest(SocketListener& listener, Descriptor given, std::string described, bool is_trusted)
-      : socket(std::move(given)),
-        peer(std::move(described)),
-        trusted(is_trusted),
-        timer(listener.reactor_.timers(), [this, &listener] { listener.on_silence(*this); }) {}
   Descriptor socket;
   std::string peer;
   bool trusted;
-  Timer timer;
+  Instant deadline;
 };
 
 Result<std::unique_ptr<Listener>> SocketListener::open(Reactor& reactor, const Uri& address, const AccessPolicy& policy,
@@ -84,6 +79,7 @@ SocketListener::SocketListener(Reactor& reactor, BoundSocket socket, const Acces
       policy_(policy),
       options_(options),
       handler_(handler),
+      silence_(reactor.timers(), [this] { on_silence(); }),
       resume_(reactor.timers(), [this] {
         if (auto watched = watch(); !watched) handler_.on_listener_failed(watched.error());
       }) {}
@@ -140,18 +136,24 @@ void SocketListener::admit(Descriptor socket) {
   if (waiting >= options_.backlog)
     return turn_away(socket.get(), Refusal::busy, described,
                      fmt::format("{} connection requests wait for an answer already: try again", waiting));
-  guests_.push_back(std::make_unique<Guest>(*this, std::move(socket), std::move(described), trusted(*peer)));
+  guests_.push_back(std::make_unique<Guest>(
+      Guest{std::move(socket), std::move(described), trusted(*peer), reactor_.now() + options_.half_open}));
   Guest* const entry = guests_.back().get();
-  entry->timer.arm(reactor_.now() + options_.half_open);
+  if (!silence_.armed()) silence_.arm(entry->deadline);
   auto watched = reactor_.watch(entry->socket.get(), EPOLLIN, [this, entry](std::uint32_t) { on_guest(*entry); });
   if (!watched) drop(*entry);
 }
 
-void SocketListener::on_silence(Guest& guest) {
-  if (complaints_.allow(reactor_.now()))
-    reactor_.logger().warning("{} connected to {} and has said nothing for {} ms: dropped", guest.peer, socket_.path(),
-                              std::chrono::duration_cast<std::chrono::milliseconds>(options_.half_open).count());
-  drop(guest);
+// Guests are dropped in the order in which they came: all have the same time.
+void SocketListener::on_silence() {
+  while (!guests_.empty() && guests_.front()->deadline <= reactor_.now()) {
+    if (complaints_.allow(reactor_.now()))
+      reactor_.logger().warning("{} connected to {} and has said nothing for {} ms: dropped", guests_.front()->peer,
+                                socket_.path(),
+                                std::chrono::duration_cast<std::chrono::milliseconds>(options_.half_open).count());
+    drop(*guests_.front());
+  }
+  if (!guests_.empty()) silence_.arm(guests_.front()->deadline);
 }
 
 void SocketListener::drop(Guest& guest) {
@@ -186,6 +188,10 @@ void SocketListener::on_guest(Guest& guest) {
     return refuse("its hello is malformed");
   auto ring = RingMemory::attach({hello->slots_to_acceptor, hello->slots_to_connector}, packet.descriptor);
   if (!ring) return refuse(ring.error().message());
+
+  // Given up meanwhile: nobody waits for an answer.
+  std::byte next{};
+  if (::recv(guest.socket.get(), &next, sizeof next, MSG_PEEK | MSG_DONTWAIT) == 0) return drop(guest);
 
   reactor_.unwatch(guest.socket.get());
   auto knock = std::make_unique<Knock>(

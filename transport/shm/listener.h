@@ -65,7 +65,7 @@ class SocketListener final : public Listener {
   void on_knock();
   void admit(Descriptor socket);
   void on_guest(Guest& guest);
-  void on_silence(Guest& guest);
+  void on_silence();
   void drop(Guest& guest);
   void turn_away(int socket, Refusal reason, const std::string& peer, std::string_view why);
 
@@ -76,7 +76,8 @@ class SocketListener final : public Listener {
   ListenerHandler& handler_;
   std::vector<std::unique_ptr<Guest>> guests_;  // accepted, and have not said hello yet
   std::shared_ptr<std::atomic<int>> unanswered_ = std::make_shared<std::atomic<int>>(0);
-  Timer resume_;  // out of descriptors: tries again later
+  Timer silence_;  // armed for the first guest's deadline, if there is one
+  Timer resume_;   // out of descriptors: tries again later
   RateLimit complaints_{std::chrono::seconds(1)};
 };
 
