@@ -1,0 +1,82 @@
+#pragma once
+// The receive buffers of one poll group on one device, in one shared receive queue.
+
+#include <infiniband/verbs.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "common/log.h"
+#include "common/result.h"
+#include "transport/fabric.h"
+#include "transport/memory/shared_memory.h"
+#include "transport/verbs/device.h"
+
+namespace rbt::transport::verbs {
+
+/// Each buffer is in one place at a time: with the device, with the consumer, or waiting to be posted again. One thread.
+class ReceiveQueue {
+ public:
+  static constexpr std::uint32_t kBuffersMax = 1U << 24;
+
+  /// As many buffers as `options` wishes or the device allows, all posted. `buffer_id_base` is added to every buffer id.
+  [[nodiscard]] static Result<std::unique_ptr<ReceiveQueue>> create(Device& device, const PollGroupOptions& options,
+                                                                    std::uint32_t buffer_id_base, Logger& logger);
+  ~ReceiveQueue();
+  ReceiveQueue(const ReceiveQueue&) = delete;
+  ReceiveQueue& operator=(const ReceiveQueue&) = delete;
+
+  [[nodiscard]] ibv_srq* handle() const noexcept { return queue_; }
+  [[nodiscard]] std::uint32_t depth() const noexcept { return static_cast<std::uint32_t>(buffers_.size()); }
+
+  /// The device has filled buffer `index`: the consumer's until release().
+  [[nodiscard]] ReceivedMessage lend(std::uint32_t index, std::uint32_t bytes) noexcept;
+  void release(std::uint32_t index) noexcept;
+  /// The device is through with buffer `index` and nobody wants what is in it.
+  void recycle(std::uint32_t index) noexcept;
+  /// True if `index`, from a completion's wr_id, names a buffer that the device has.
+  [[nodiscard]] bool with_device(std::uint32_t index) const noexcept {
+    return index < buffers_.size() && buffers_[index].place == Place::device;
+  }
+  [[nodiscard]] bool exhausted() const noexcept { return posted_ == 0; }
+
+  /// Posts everything that waits, one call.
+  void flush();
+  [[nodiscard]] bool dirty() const noexcept { return first_waiting_ != nullptr; }
+
+  /// For when no queue pair uses the queue and its completions are polled: whatever the device kept comes back, in a new
+  /// queue. A queue pair that dies in the middle of a message may keep its buffer (rxe does) and never complete it.
+  [[nodiscard]] Result<void> renew();
+  /// True if a buffer was kept: one posted later has been completed before it.
+  [[nodiscard]] bool buffers_kept() const noexcept;
+
+ private:
+  enum class Place : std::uint8_t { device, consumer, waiting };
+  struct Buffer {
+    ibv_recv_wr request{};
+    ibv_sge segment{};
+    std::uint64_t turn = 0;  // when it was posted; the device takes buffers in this order
+    Place place = Place::waiting;
+  };
+  ReceiveQueue(Device& device, Logger& logger, std::uint32_t buffer_id_base);
+  [[nodiscard]] Result<void> create_queue();
+  void wait(Buffer& buffer) noexcept;
+  void taken(const Buffer& buffer) noexcept;
+
+  Device& device_;
+  Logger& logger_;
+  std::uint32_t buffer_id_base_;
+  std::size_t stride_ = 0;
+  SharedMemory memory_;
+  std::unique_ptr<MemoryRegion> region_;
+  ibv_srq* queue_ = nullptr;
+  std::vector<Buffer> buffers_;
+  ibv_recv_wr* first_waiting_ = nullptr;
+  ibv_recv_wr* last_waiting_ = nullptr;
+  std::uint32_t posted_ = 0;
+  std::uint64_t turns_ = 0;
+  std::uint64_t last_completed_ = 0;
+};
+
+}  // namespace rbt::transport::verbs
