@@ -16,9 +16,9 @@ namespace rbt::nvme {
 /// Identify (Base 2.0, 5.17): always 4096 bytes.
 inline constexpr std::uint32_t kIdentifyBytes = 4096;
 struct IdentifyCommand {
-  Nsid nsid;
+  Nsid nsid{};
   std::uint8_t cns = 0;  ///< NVME_IDENTIFY_CNS_*
-  Cntlid cntlid;         ///< for the lists that begin at a controller
+  Cntlid cntlid{};         ///< for the lists that begin at a controller
   std::uint16_t cns_specific = 0;
   std::uint8_t command_set = 0;  ///< CSI: 0 NVM
 };
@@ -30,13 +30,13 @@ enum class RetainEvent : std::uint8_t { no, yes };
 
 /// Get Log Page (Base 2.0, 5.16).
 struct GetLogPage {
-  Nsid nsid;
+  Nsid nsid{};
   std::uint8_t lid = 0;   ///< NVME_LOG_LID_*
   std::uint8_t lsp = 0;   ///< 7 bits, the log's own
   std::uint16_t lsi = 0;  ///< the log's own
   RetainEvent retain = RetainEvent::no;
-  Bytes offset;                  ///< LPO: a multiple of 4, anything up to 2^64 - 4
-  Bytes length;                  ///< 4 to 2^34: NUMD is 0's based dwords
+  Bytes offset{};                  ///< LPO: a multiple of 4, anything up to 2^64 - 4
+  Bytes length{};                  ///< 4 to 2^34: NUMD is 0's based dwords
   std::uint8_t command_set = 0;  ///< CSI
 };
 /// invalid_field: an offset that is not dword-aligned, or that is an index (OT = 1), which no log here
@@ -55,7 +55,7 @@ enum class SaveFeature : std::uint8_t { no, yes };
 
 /// Set Features (Base 2.0, 5.27).
 struct SetFeatures {
-  Nsid nsid;
+  Nsid nsid{};
   std::uint8_t fid = 0;  ///< NVME_FEAT_FID_*
   SaveFeature save = SaveFeature::no;
   std::uint32_t value = 0;   ///< DW11
@@ -68,7 +68,7 @@ enum class FeatureSelect : std::uint8_t { current = 0, default_value = 1, saved 
 
 /// Get Features (Base 2.0, 5.15).
 struct GetFeatures {
-  Nsid nsid;
+  Nsid nsid{};
   std::uint8_t fid = 0;
   FeatureSelect select = FeatureSelect::current;
   std::uint32_t value = 0;  ///< DW11

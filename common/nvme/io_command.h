@@ -18,8 +18,8 @@ enum class Deallocate : std::uint8_t { no, yes };
 
 /// Read, Write, Compare, Verify, Write Zeroes (NVM 1.0, 3.2.1 to 3.2.8): they share a layout.
 struct BlockCommand {
-  Nsid nsid;
-  Lba first;
+  Nsid nsid{};
+  Lba first{};
   Blocks count;  ///< 1 to 65536: NLB is 0's based
   ForceUnitAccess fua = ForceUnitAccess::no;
   Deallocate deallocate = Deallocate::no;  ///< Write Zeroes only
@@ -47,7 +47,7 @@ static_assert(offsetof(DatasetRangeWire, blocks) == 4 && offsetof(DatasetRangeWi
 
 /// One range as the host gave it: unchecked against the namespace.
 struct DatasetRange {
-  Lba first;
+  Lba first{};
   Blocks count;  ///< 0 is allowed and means nothing
   /// The range if the namespace has it; else lba_out_of_range.
   [[nodiscard]] Expected<BlockRange> within(Blocks capacity) const noexcept;
@@ -55,7 +55,7 @@ struct DatasetRange {
 
 /// Dataset Management (NVM 1.0, 3.2.3), the entry.
 struct DatasetManagement {
-  Nsid nsid;
+  Nsid nsid{};
   std::uint32_t ranges = 1;                ///< 1 to 256: NR is 0's based
   Deallocate deallocate = Deallocate::no;  ///< AD; the hints IDR and IDW are not decoded: nothing acts on them
   [[nodiscard]] std::uint32_t data_bytes() const noexcept {
