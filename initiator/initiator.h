@@ -39,8 +39,8 @@ struct Environment {
 
 /// Who we are: Connect (Base 2.0, 6.3). The URI's hostnqn= and hostid= go before these.
 struct HostOptions {
-  std::optional<nvme::HostId> id;  ///< none: a random one
-  std::optional<nvme::Nqn> nqn;    ///< none: made from the id, "nqn.2014-08.org.nvmexpress:uuid:…"
+  std::optional<nvme::HostId> id{};  ///< none: a random one
+  std::optional<nvme::Nqn> nqn{};    ///< none: made from the id, "nqn.2014-08.org.nvmexpress:uuid:…"
 };
 
 /// One record of the discovery log page (Base 2.0, 5.16.1.23). Printable ASCII only.
@@ -61,7 +61,7 @@ struct DiscoveryLog {
   std::vector<DiscoveryEntry> entries;
 };
 struct DiscoverOptions {
-  HostOptions host;
+  HostOptions host{};
   Duration timeout = std::chrono::seconds(10);  ///< for all of it
   transport::Reactor* management = nullptr;     ///< as in SessionOptions
 };
@@ -72,31 +72,28 @@ struct DiscoverOptions {
 
 /// States of a session. `lost` and `closed` are final (recovery will lead from `lost` back to `live`).
 enum class SessionState : std::uint8_t {
-  live,  ///< the admin queue answers
-  lost,  ///< the association has ended against our will: failure() says how; every queue pair is failing its
-         ///< requests
+  live,    ///< the admin queue answers
+  lost,    ///< the association has ended against our will: failure() says how; every queue pair is failing its
+           ///< requests
   closed,  ///< we ended it
 };
 [[nodiscard]] std::string_view name(SessionState state) noexcept;
 
 struct SessionOptions {
-  HostOptions host;
-  std::uint32_t io_queues =
-      1;  ///< to ask for, 0 (info only) to 1024; granted: Session::io_queues(). URI: queues=
-  Duration keep_alive = std::chrono::seconds(15);  ///< KATO: how long either side may be silent; 0: off
-  Duration connect_timeout =
-      std::chrono::seconds(10);  ///< for all of connect(), and for all of open_queue_pair()
-  Duration command_timeout =
-      std::chrono::seconds(30);  ///< for each command, unless its request says otherwise
+  HostOptions host{};
+  std::uint32_t io_queues = 1;  ///< to ask for, 0 (info only) to 1024; granted: Session::io_queues(). URI: queues=
+  Duration keep_alive = std::chrono::seconds(15);       ///< KATO: how long either side may be silent; 0: off
+  Duration connect_timeout = std::chrono::seconds(10);  ///< for all of connect(), and for all of open_queue_pair()
+  Duration command_timeout = std::chrono::seconds(30);  ///< for each command, unless its request says otherwise
   /// Who drives admin queue and keep-alive. Null: a thread of the session's own. Otherwise the caller turns
   /// this reactor, often enough for the keep-alive, and calls every member function of the session on its
   /// thread; it outlives the session.
   transport::Reactor* management = nullptr;
   /// Asynchronous events (Base 2.0, 5.2), after the session has read the log page that acknowledges them; at
   /// most one per 10 ms. On the management reactor's thread; may be empty; must not call into the session.
-  std::function<void(const nvme::AsyncEvent&)> on_event;
+  std::function<void(const nvme::AsyncEvent&)> on_event{};
   /// The session has become `lost`. On the management reactor's thread; must not destroy the session.
-  std::function<void(const Error&)> on_lost;
+  std::function<void(const Error&)> on_lost{};
 };
 
 /// Memory of the caller's that every queue pair of the session may move data into and out of. Destroy it when
@@ -114,8 +111,7 @@ class Session {
   /// Blocks until the controller is enabled, identified and its namespaces are listed, or until the timeout.
   /// The order of commands is the Linux host's (docs/wire.md). `uri` without an NQN is refused: discover()
   /// first.
-  [[nodiscard]] static Result<std::unique_ptr<Session>> connect(const Environment& environment,
-                                                                const Uri& uri,
+  [[nodiscard]] static Result<std::unique_ptr<Session>> connect(const Environment& environment, const Uri& uri,
                                                                 const SessionOptions& options);
   /// close(). Every queue pair and registered buffer must be gone.
   ~Session();
@@ -150,14 +146,12 @@ class Session {
   /// Makes `memory` reachable for the peer, on every queue pair, open or to come. Over shm it must be a
   /// memfd's. Errors: unsupported (leave it unregistered then: it will be copied), resource, in_use (overlaps
   /// another one).
-  [[nodiscard]] Result<std::unique_ptr<RegisteredBuffer>> register_buffer(
-      const transport::MemorySpan& memory);
+  [[nodiscard]] Result<std::unique_ptr<RegisteredBuffer>> register_buffer(const transport::MemorySpan& memory);
 
   /// Any admin command: `command` without cid and data pointer; `data` (at most 128 KiB) goes to or comes
   /// from the controller as the opcode says. Blocks for command_timeout at most. A status other than success
   /// is not an Error.
-  [[nodiscard]] Result<nvme::CompletionQueueEntry> admin(nvme::SubmissionQueueEntry command,
-                                                         std::span<std::byte> data);
+  [[nodiscard]] Result<nvme::CompletionQueueEntry> admin(nvme::SubmissionQueueEntry command, std::span<std::byte> data);
 
  private:
   class Implementation;

@@ -38,10 +38,10 @@ enum class Outcome : std::uint8_t {
 /// What became of a call that submits.
 enum class [[nodiscard]] Submitted : std::uint8_t{
     accepted,  ///< Request::done will be called, exactly once, never from within the call
-    full,     ///< no free command slot (or bounce buffer); nothing was taken: try again after some request is
-              ///< done
-    refused,  ///< Request::outcome says why; done is not called
-    dead,     ///< the connection is gone: QueuePair::failure()
+    full,      ///< no free command slot (or bounce buffer); nothing was taken: try again after some request is
+               ///< done
+    refused,   ///< Request::outcome says why; done is not called
+    dead,      ///< the connection is gone: QueuePair::failure()
 };
 
 /// One request of the caller, made of as many commands as it takes. Lives in the caller's memory, at one
@@ -79,11 +79,9 @@ struct Request {
 };
 
 struct QueuePairOptions {
-  std::uint32_t depth =
-      128;           ///< commands outstanding, 1 to 1023; less if the controller allows less: see depth()
-  Bytes buffers{0};  ///< for buffers(): registered memory that the caller takes its buffers from; 0: none
-  Bytes bounce{8 *
-               kMiB};  ///< registered memory for requests whose data the peer cannot reach; at least 2 MiB
+  std::uint32_t depth = 128;  ///< commands outstanding, 1 to 1023; less if the controller allows less: see depth()
+  Bytes buffers{0};           ///< for buffers(): registered memory that the caller takes its buffers from; 0: none
+  Bytes bounce{8 * kMiB};     ///< registered memory for requests whose data the peer cannot reach; at least 2 MiB
 };
 
 /// Work done so far. One thread: read it on the reactor's.
