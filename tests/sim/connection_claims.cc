@@ -124,9 +124,11 @@ void established_first(FabricUnderTest& fabric) {
   std::vector<std::unique_ptr<Buffer>> buffers;
   for (std::uint64_t i = 0; i < 50; ++i) {
     End& client = rig.client.connect(fabric.address());
-    buffers.push_back(std::make_unique<Buffer>(client.connection->domain(), 64, RemoteAccess::none));
-    buffers.back()->fill(pattern(64, i));
-    client.when_established = [&client, &buffer = *buffers.back()] { client.post_send(buffer, 0, 64, 1); };
+    client.when_established = [&client, &buffers, i] {  // not before: only now is the device known everywhere
+      buffers.push_back(std::make_unique<Buffer>(client.connection->domain(), 64, RemoteAccess::none));
+      buffers.back()->fill(pattern(64, i));
+      client.post_send(*buffers.back(), 0, 64, 1);
+    };
     rig.expect([&] { return !rig.server.requests.empty(); }, "the connect arrives");
     End& server = rig.server.accept();
     rig.expect([&] { return server.messages.size() == 1 && client.completed() == 1; }, "its first message arrives");
