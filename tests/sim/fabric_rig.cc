@@ -128,6 +128,7 @@ void Side::on_completions(std::span<const Completion> batch) {
 
 void Side::on_request(std::unique_ptr<ConnectionRequest> request) {
   requests.push_back(std::move(request));
+  if (accepts) (void)accept();
 }
 
 void Side::listen(const Uri& address, const ListenOptions& options) {

@@ -97,6 +97,7 @@ class Side final : public transport::CompletionHandler, public transport::Listen
   std::unique_ptr<transport::Listener> listener;
   std::vector<std::unique_ptr<transport::ConnectionRequest>> requests;
   std::vector<std::unique_ptr<End>> ends;
+  bool accepts = false;  // every request, at once
   bool hold_receives = false;
   std::vector<std::uint32_t> held;
   std::string listener_error;
