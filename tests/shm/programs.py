@@ -1,0 +1,268 @@
+#!/usr/bin/env python3
+"""The three programs against each other over shared memory, as a user runs them. Usage: programs.py TOOLS_DIR [CLAIM...]
+
+Prints one line per claim and a summary; exit status 1 if one failed. RBT_SEED replays the random moments of a run.
+"""
+import contextlib
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+TOOLS = pathlib.Path(sys.argv[1]).resolve()
+NQN = "nqn.2026-01.io.example:programs"
+SEED = int(os.environ.get("RBT_SEED", random.SystemRandom().randrange(1 << 32)))
+RANDOM = random.Random(SEED)
+KILLS = 25  # of each side
+SANITIZED = "asan" in str(TOOLS) or "tsan" in str(TOOLS)
+SLOW = 5 if SANITIZED else 1  # sanitizers stretch every deadline, not what is claimed
+CLAIMS = []
+
+
+def claim(function):
+    CLAIMS.append(function)
+    return function
+
+
+def tool(name, *arguments, timeout=60, **options):
+    return subprocess.run([TOOLS / name, *map(str, arguments)], capture_output=True, text=True, timeout=timeout * SLOW, **options)
+
+
+def expect(result, status, *words):
+    text = result.stdout + result.stderr
+    assert result.returncode == status, f"exit status {result.returncode}, wanted {status}: {text}"
+    for word in words:
+        assert word in text, f"'{word}' is not in: {text}"
+    return result
+
+
+class Target:
+    """rbt-target over one socket, until the end of the with statement."""
+
+    def __init__(self, folder, *stores, arguments=()):
+        self.socket = folder / "rbt.sock"
+        self.uri = f"nvme+shm:///{NQN}/1?socket={self.socket}"
+        self.address = f"nvme+shm://?socket={self.socket}"
+        self.log = (folder / "target.log").open("w+")
+        self.process = subprocess.Popen([TOOLS / "rbt-target", "--listen", self.address, "--subsystem", NQN, *arguments]
+                                        + [word for store in stores for word in ("--store", store)],
+                                        stdout=subprocess.PIPE, stderr=self.log, text=True)
+        line = self.process.stdout.readline()
+        assert "ready" in line, f"no ready line but '{line}': {self.text()}"
+
+    def text(self):
+        return pathlib.Path(self.log.name).read_text()
+
+    def proc(self, name):
+        return pathlib.Path(f"/proc/{self.process.pid}/{name}")
+
+    def descriptors(self):
+        return len(list(self.proc("fd").iterdir()))
+
+    def mappings(self):
+        return sum(1 for line in self.proc("maps").read_text().splitlines() if "memfd:" in line)
+
+    def resident_kib(self):
+        return int(re.search(r"VmRSS:\s+(\d+)", self.proc("status").read_text())[1])
+
+    def cpu_seconds(self):
+        fields = self.proc("stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.terminate()
+            assert self.process.wait(timeout=20 * SLOW) == 0, f"rbt-target did not leave cleanly: {self.text()}"
+        self.process.stdout.close()
+        self.log.close()
+
+
+@contextlib.contextmanager
+def folder():
+    with tempfile.TemporaryDirectory(prefix="rbt-") as name:
+        yield pathlib.Path(name)
+
+
+def eventually(what, predicate, seconds):
+    deadline = time.monotonic() + seconds * SLOW
+    while not predicate():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+@claim
+def verified_load_over_shm_reads_back_what_was_written():
+    with folder() as work, Target(work, "ram:size=64MiB", "null:size=1TiB", arguments=["--reactors", "2"]) as target:
+        for pattern, size, depth, jobs in (("randwrite", "4k", 32, 1), ("randrw", "4k", 64, 2), ("write", "128k", 16, 1),
+                                           ("read", "1M", 4, 1), ("randrw", "512", 8, 1)):
+            result = expect(tool("rbt-perf", target.uri, "--rw", pattern, "--bs", size, "--iodepth", depth, "--numjobs", jobs,
+                                 "--runtime", "1", "--size", "16MiB", "--verify", "-o", "json"), 0)
+            figures = json.loads(result.stdout)
+            assert figures["errors"] == 0 and figures["blocks_verified"] > 0 and figures["iops"] > 0, figures
+            assert set(figures["latency_us"]) == {"mean", "p50", "p90", "p99", "p99_9", "max"}, figures
+
+
+@claim
+def a_file_is_served_with_the_same_bytes_and_the_same_identity_after_a_restart():
+    with folder() as work:
+        image = work / "disk.img"
+        image.write_bytes(os.urandom(1 << 20) + bytes(7 << 20))
+        source = work / "new.img"
+        source.write_bytes(os.urandom(3 << 20) + bytes(2 << 20) + os.urandom(3 << 20))
+        with Target(work, f"file:{image}") as target:
+            expect(tool("rbt-connect", "copy", "--verify", source, target.uri), 0, "read back and right")
+            before = json.loads(expect(tool("rbt-connect", "info", target.uri, "-o", "json"), 0).stdout)
+        assert image.read_bytes() == source.read_bytes(), "the image is not what was copied in"
+        with Target(work, f"file:{image}") as target:
+            after = json.loads(expect(tool("rbt-connect", "info", target.uri, "-o", "json"), 0).stdout)
+            expect(tool("rbt-connect", "copy", target.uri, work / "out.img"), 0)
+            piped = subprocess.run([TOOLS / "rbt-connect", "copy", target.uri, "-"], capture_output=True, timeout=60 * SLOW)
+        assert piped.returncode == 0 and piped.stdout == source.read_bytes(), piped.stderr
+        assert (work / "out.img").read_bytes() == source.read_bytes(), "the copy is not the image"
+        assert before["namespaces"][0]["uuid"] == after["namespaces"][0]["uuid"], "the identity changed"
+
+
+@claim
+def a_memory_disk_is_another_disk_after_a_restart():
+    with folder() as work:
+        seen = set()
+        for _ in range(2):
+            with Target(work, "ram:size=1MiB") as target:
+                seen.add(json.loads(tool("rbt-connect", "info", target.uri, "-o", "json").stdout)["namespaces"][0]["uuid"])
+        assert len(seen) == 2, seen
+
+
+@claim
+def discovery_lists_what_a_host_may_use():
+    with folder() as work, Target(work, "ram:size=1MiB", arguments=["--allow-host", "nqn.2026-01.io.example:me"]) as target:
+        result = expect(tool("rbt-connect", "discover", target.address, "--hostnqn", "nqn.2026-01.io.example:me"), 0)
+        assert NQN in result.stdout, result.stdout
+        stranger = expect(tool("rbt-connect", "discover", target.address), 0)
+        assert NQN not in stranger.stdout, stranger.stdout
+        refused = tool("rbt-connect", "info", target.uri)
+        assert refused.returncode != 0 and "host" in refused.stderr, refused.stderr
+
+
+@claim
+def every_refusal_says_what_where_and_what_now():
+    with folder() as work, Target(work, "ram:size=1MiB") as target:
+        expect(tool("rbt-connect", "info", target.uri.replace("/1?", "/7?")), 3, "7")
+        expect(tool("rbt-connect", "info", target.uri.replace("programs", "nobody")), 3, "nobody")
+        expect(tool("rbt-connect", "info", f"nvme+shm:///{NQN}/1?socket={work}/none"), 3, f"{work}/none")
+        expect(tool("rbt-connect", "info", "nvme+rdma://10.0.0.1:99999/x"), 2, "99999", "^")
+        expect(tool("rbt-connect", "frobnicate"), 2, "frobnicate", "copy")
+        expect(tool("rbt-connect", "copy", target.uri), 2, "SRC DST")
+        expect(tool("rbt-connect"), 2, "Usage")
+        expect(tool("rbt-perf", target.uri, "--bs", "1000"), 2, "1000")
+        expect(tool("rbt-perf", target.uri, "--rw", "sideways"), 2, "sideways", "randread")
+        expect(tool("rbt-perf"), 2, "Usage")
+        expect(tool("rbt-target"), 2, "Usage")
+        expect(tool("rbt-target", "--listen", "nvme+shm://", "--subsystem", NQN, "--store", "rma:size=1MiB"), 2, "rma", "ram")
+        expect(tool("rbt-target", "--listen", target.address, "--subsystem", NQN, "--store", "ram:size=1MiB"), 6,
+               str(target.socket), str(target.process.pid))
+        big = work / "big"
+        big.write_bytes(bytes(2 << 20))
+        expect(tool("rbt-connect", "copy", big, target.uri), 2, "too small")
+
+
+@claim
+def the_programs_explain_themselves():
+    for name in ("rbt-target", "rbt-connect", "rbt-perf"):
+        expect(tool(name, "--help"), 0, "Usage", "Exit status" if name != "rbt-perf" else "--verify")
+        expect(tool(name, "--version"), 0, name)
+        expect(tool(name, "--no-such-option"), 2, "no-such-option", "--help")
+
+
+def start_load(target, seconds=30):
+    return subprocess.Popen([TOOLS / "rbt-perf", target.uri, "--rw", "randrw", "--bs", RANDOM.choice(["4k", "64k"]), "--iodepth", "32",
+                             "--size", "16MiB", "--runtime", str(seconds)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+@claim
+def a_target_killed_in_the_middle_of_io_is_reported_within_a_second():
+    with folder() as work:
+        for moment in range(KILLS):
+            target = Target(work, "ram:size=16MiB")
+            load = start_load(target)
+            time.sleep(RANDOM.uniform(0.0, 0.3) * SLOW)
+            target.process.kill()
+            target.process.wait()
+            killed = time.monotonic()
+            _, errors = load.communicate(timeout=10 * SLOW)
+            took = time.monotonic() - killed
+            assert took < 1.0 * SLOW, f"kill {moment}: rbt-perf noticed after {took:.2f} s: {errors}"
+            assert load.returncode in (1, 3), f"kill {moment}: exit status {load.returncode}: {errors}"
+            assert errors.strip(), f"kill {moment}: rbt-perf said nothing"
+            target.process.stdout.close()
+            target.log.close()
+
+
+@claim
+def a_target_survives_hosts_killed_in_the_middle_of_io_and_leaks_nothing():
+    with folder() as work, Target(work, "ram:size=16MiB") as target:
+        expect(tool("rbt-perf", target.uri, "--rw", "randwrite", "--size", "16MiB", "--runtime", "0.3"), 0)
+        time.sleep(0.5)  # what the first connection needed is given back within this
+        descriptors, mappings, resident = target.descriptors(), target.mappings(), target.resident_kib()
+        for moment in range(KILLS):
+            load = start_load(target)
+            time.sleep(RANDOM.uniform(0.0, 0.3) * SLOW)
+            load.kill()
+            load.communicate()
+            eventually(f"kill {moment}: the target let go: {target.descriptors()} descriptors, {descriptors} before; "
+                       f"{target.mappings()} mappings, {mappings} before",
+                       lambda: target.descriptors() == descriptors and target.mappings() == mappings, 1)
+        expect(tool("rbt-perf", target.uri, "--rw", "randrw", "--verify", "--runtime", "0.5"), 0)
+        grown = target.resident_kib() - resident
+        assert SANITIZED or grown < 8 * 1024, f"the target has grown by {grown} KiB in {KILLS} connections"
+
+
+@claim
+def an_idle_target_with_100_connections_uses_no_cpu():
+    with folder() as work, Target(work, "ram:size=1MiB", arguments=["--reactors", "2"]) as target:
+        with contextlib.ExitStack() as hosts:
+            quiet = [subprocess.Popen([TOOLS / "rbt-perf", target.uri, "--numjobs", "24", "--iodepth", "1", "--bs", "512", "--size", "64k",
+                                       "--runtime", "1000", "--rw", "randread"], stdout=subprocess.DEVNULL) for _ in range(4)]
+            for host in quiet:
+                hosts.callback(host.wait)
+                hosts.callback(host.kill)
+            # 4 hosts with an admin queue and 24 I/O queues each. Stopped, they stay connected and say nothing; their
+            # keep-alive is not yet due.
+            eventually("100 connections", lambda: target.descriptors() >= 100, 20)
+            for host in quiet:
+                host.send_signal(signal.SIGSTOP)
+            time.sleep(1)
+            before, began = target.cpu_seconds(), time.monotonic()
+            time.sleep(3)
+            share = (target.cpu_seconds() - before) / (time.monotonic() - began)
+            assert share < 0.01, f"{share * 100:.2f} % of a core"
+
+
+def main():
+    wanted = sys.argv[2:]
+    passed = failed = 0
+    print(f"RBT_SEED={SEED}")
+    for function in CLAIMS:
+        if wanted and function.__name__ not in wanted:
+            continue
+        began = time.monotonic()
+        try:
+            function()
+            passed += 1
+            print(f"ok     {time.monotonic() - began:6.1f} s  {function.__name__.replace('_', ' ')}", flush=True)
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            failed += 1
+            print(f"FAILED {time.monotonic() - began:6.1f} s  {function.__name__.replace('_', ' ')}\n       {error}", flush=True)
+    print(f"{passed} passed, {failed} failed")
+    sys.exit(1 if failed or not passed else 0)
+
+
+main()

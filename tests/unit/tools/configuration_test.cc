@@ -1,0 +1,105 @@
+#include "tools/rbt-target/configuration.h"
+
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+#include <cstdlib>
+#include <fstream>
+
+using namespace rbt;
+using namespace rbt::tools;
+
+namespace {
+
+class File {
+ public:
+  explicit File(const std::string& text) {
+    const int fd = mkstemp(name_.data());
+    REQUIRE(fd >= 0);
+    close(fd);
+    std::ofstream(name_) << text;
+  }
+  ~File() { unlink(name_.c_str()); }
+  const std::string& name() const { return name_; }
+
+ private:
+  std::string name_ = "/tmp/rbt-configuration-XXXXXX";
+};
+
+std::string complaint(const std::string& text) {
+  const File file(text);
+  auto read = read_configuration(file.name());
+  if (!read) return read.error().message().substr(file.name().size());
+  if (auto fine = validate(*read); !fine) return fine.error().message();
+  return "nothing";
+}
+
+}  // namespace
+
+TEST_CASE("A configuration file says what the command line says") {
+  const File file(R"(
+listen = ["nvme+rdma://10.0.0.1", "nvme+shm://?socket=/run/x"]
+reactors = 2
+log-level = "debug"
+[limits]
+queue-depth = 64
+buffers = "8MiB"
+[[subsystem]]
+nqn = "nqn.2026-01.io.example:a"
+allow-host = "nqn.2026-01.io.example:host"
+store = ["ram:size=1GiB", "null:size=1TiB"]
+[[subsystem.namespace]]
+nsid = 9
+store = "file:/x"
+[[subsystem]]
+nqn = "nqn.2026-01.io.example:b"
+store = "ram:size=2GiB"
+)");
+  auto read = read_configuration(file.name());
+  if (!read) FAIL(read.error().message());
+  CHECK(validate(*read));
+  CHECK(read->listen.size() == 2);
+  CHECK(read->reactors == 2);
+  CHECK(read->log == LogLevel::debug);
+  CHECK(read->limits.queue_depth_max == 64);
+  CHECK(read->limits.buffers == Bytes(8 * kMiB));
+  REQUIRE(read->subsystems.size() == 2);
+  CHECK(read->subsystems[0].allowed_hosts.size() == 1);
+  REQUIRE(read->subsystems[0].namespaces.size() == 3);
+  CHECK(read->subsystems[0].namespaces[2].nsid == Nsid(9));
+  CHECK(read->subsystems[1].namespaces[0].store == "ram:size=2GiB");
+
+  Configuration typed;
+  REQUIRE(add_options(typed, {{"listen", "nvme+rdma://10.0.0.1"},
+                              {"subsystem", "nqn.2026-01.io.example:a"},
+                              {"allow-host", "nqn.2026-01.io.example:host"},
+                              {"store", "ram:size=1GiB"},
+                              {"subsystem", "nqn.2026-01.io.example:b"},
+                              {"store", "ram:size=2GiB"}}));
+  REQUIRE(typed.subsystems.size() == 2);
+  CHECK(typed.subsystems[0].allowed_hosts == read->subsystems[0].allowed_hosts);
+  CHECK(typed.subsystems[1].namespaces[0].store == "ram:size=2GiB");
+}
+
+TEST_CASE("What a configuration file gets wrong is named with its line") {
+  CHECK_THAT(complaint("reactors = 0\n"), Catch::StartsWith(":1: reactors must be a whole number from 1 to 256"));
+  CHECK_THAT(complaint("\nlisten = 7\n"), Catch::StartsWith(":2: listen must be a string"));
+  CHECK_THAT(complaint("listne = []\n"), Catch::Contains("unknown key 'listne'") && Catch::Contains("listen"));
+  CHECK_THAT(complaint("a = \n"), Catch::StartsWith(":1:"));
+  CHECK_THAT(complaint("[[subsystem]]\nstore = 'x'\n"), Catch::Contains("needs an nqn"));
+  CHECK_THAT(complaint("[[subsystem]]\nnqn = 'disk'\n"), Catch::Contains(":1: nqn of a subsystem"));
+  CHECK_THAT(complaint("listen = 'nvme+rdma://h/nqn.2026-01.x:y/1'\n"), Catch::Contains("address to listen on"));
+  CHECK_THAT(complaint("limits = 3\n"), Catch::Contains("[limits]"));
+  CHECK_THAT(complaint(""), Catch::Contains("nowhere to listen"));
+  CHECK_THAT(complaint("listen = 'nvme+shm://'\n"), Catch::Contains("nothing to serve"));
+  CHECK_THAT(complaint("listen = 'nvme+shm://'\n[[subsystem]]\nnqn = 'nqn.2026-01.io.example:a'\n"),
+             Catch::Contains("has no namespace"));
+  CHECK_THAT(read_configuration("/nowhere/x.toml").error().message(), Catch::Contains("/nowhere/x.toml"));
+}
+
+TEST_CASE("An option that belongs to a subsystem needs one before it") {
+  Configuration configuration;
+  auto added = add_options(configuration, {{"store", "ram:size=1GiB"}});
+  REQUIRE_FALSE(added);
+  CHECK_THAT(added.error().message(), Catch::Contains("--store ram:size=1GiB") && Catch::Contains("--subsystem before it"));
+}

@@ -1,0 +1,257 @@
+#include "tools/rbt-target/configuration.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <fstream>
+#include <initializer_list>
+#include <sstream>
+#include <toml++/toml.h>
+
+#include "common/sizes.h"
+#include "tools/program/options.h"
+
+namespace rbt::tools {
+
+namespace {
+
+Result<Uri> parse_listen(const std::string& text) {
+  auto uri = Uri::parse(text);
+  if (!uri) return failure(std::move(uri.error()));
+  if (uri->nqn || uri->nsid)
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("{}: an address to listen on has no subsystem: every listener serves all of them", text));
+  return uri;
+}
+
+// The keys of one TOML table, read one by one; what nobody asked for is an error.
+class Keys {
+ public:
+  Keys(const std::string& path, const toml::table& table, std::string where, std::initializer_list<std::string_view> allowed)
+      : path_(path), table_(table), where_(std::move(where)) {
+    for (const auto& [key, node] : table_) {
+      if (std::find(allowed.begin(), allowed.end(), key.str()) != allowed.end()) continue;
+      std::string list;
+      for (const auto word : allowed) list += fmt::format("{}{}", list.empty() ? "" : ", ", word);
+      complain(node, fmt::format("unknown key '{}'{}; there are {}", printable(key.str(), 60), where_, list));
+    }
+  }
+
+  template <typename Read>
+  void string(std::string_view key, Read read) {
+    const toml::node* const node = table_.get(key);
+    if (node == nullptr) return;
+    if (!node->is_string()) return complain(*node, fmt::format("{}{} must be a string", key, where_));
+    use(*node, key, read(**node->as_string()));
+  }
+
+  /// A string or an array of strings.
+  template <typename Read>
+  void strings(std::string_view key, Read read) {
+    const toml::node* const node = table_.get(key);
+    if (node == nullptr || node->is_string()) return string(key, read);
+    const toml::array* const array = node->as_array();
+    if (array == nullptr) return complain(*node, fmt::format("{}{} must be a string or an array of strings", key, where_));
+    for (const auto& element : *array) {
+      if (!element.is_string()) return complain(element, fmt::format("{}{} must hold strings", key, where_));
+      use(element, key, read(**element.as_string()));
+    }
+  }
+
+  template <typename Number>
+  void number(std::string_view key, Number& out, std::int64_t low, std::int64_t high) {
+    const toml::node* const node = table_.get(key);
+    if (node == nullptr) return;
+    const auto value = node->value_exact<std::int64_t>();
+    if (!value || *value < low || *value > high)
+      return complain(*node, fmt::format("{}{} must be a whole number from {} to {}", key, where_, low, high));
+    out = static_cast<Number>(*value);
+  }
+
+  /// Each table of an array of tables ([[key]]).
+  template <typename Read>
+  void tables(std::string_view key, Read read) {
+    const toml::node* const node = table_.get(key);
+    if (node == nullptr) return;
+    const toml::array* const array = node->as_array();
+    if (array == nullptr) return complain(*node, fmt::format("{} must be written as [[{}]]", key, key));
+    for (const auto& element : *array) {
+      if (!element.is_table()) return complain(element, fmt::format("{} must be written as [[{}]]", key, key));
+      if (auto done = read(*element.as_table()); !done && !error_) error_ = std::move(done.error());
+    }
+  }
+
+  [[nodiscard]] Result<void> finish() {
+    if (error_) return failure(std::move(*error_));
+    return {};
+  }
+
+ private:
+  void complain(const toml::node& node, const std::string& message) {
+    if (!error_) error_ = Error(ErrorKind::invalid_argument, fmt::format("{}:{}: {}", path_, node.source().begin.line, message));
+  }
+  void use(const toml::node& node, std::string_view key, Result<void> result) {
+    if (!result) complain(node, fmt::format("{}{}: {}", key, where_, result.error().message()));
+  }
+
+  const std::string& path_;
+  const toml::table& table_;
+  std::string where_;
+  std::optional<Error> error_;
+};
+
+// Parses `text` with `parse` and hands the value to `take`.
+template <typename Parse, typename Take>
+auto then(Parse parse, Take take) {
+  return [parse, take](const std::string& text) -> Result<void> {
+    auto value = parse(text);
+    if (!value) return failure(std::move(value.error()));
+    take(std::move(*value));
+    return {};
+  };
+}
+
+Result<void> read_namespace(const std::string& path, const toml::table& table, SubsystemConfiguration& subsystem) {
+  NamespaceConfiguration disk;
+  Keys keys(path, table, " of a namespace", {"store", "nsid"});
+  keys.string("store", [&](const std::string& text) -> Result<void> {
+    disk.store = text;
+    return {};
+  });
+  std::uint32_t nsid = 0;
+  keys.number("nsid", nsid, 1, 1024);
+  if (nsid != 0) disk.nsid = Nsid(nsid);
+  if (auto fine = keys.finish(); !fine) return fine;
+  if (disk.store.empty())
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("{}:{}: a namespace needs a store", path, table.source().begin.line));
+  subsystem.namespaces.push_back(std::move(disk));
+  return {};
+}
+
+Result<void> read_subsystem(const std::string& path, const toml::table& table, Configuration& configuration) {
+  const auto nqn = table["nqn"].value<std::string>();
+  if (!nqn)
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("{}:{}: a subsystem needs an nqn (a string)", path, table.source().begin.line));
+  auto name = nvme::Nqn::parse(*nqn);
+  if (!name)
+    return failure(ErrorKind::invalid_argument, fmt::format("{}:{}: nqn of a subsystem: {}", path,
+                                                            table.source().begin.line, name.error().message()));
+  SubsystemConfiguration subsystem(std::move(*name));
+  Keys keys(path, table, " of a subsystem", {"nqn", "serial", "model", "allow-host", "store", "namespace"});
+  const auto parse_nqn = [](const std::string& text) { return nvme::Nqn::parse(text); };
+  keys.strings("allow-host",
+               then(parse_nqn, [&](nvme::Nqn host) { subsystem.allowed_hosts.push_back(std::move(host)); }));
+  keys.string("serial", [&](const std::string& text) -> Result<void> {
+    subsystem.serial = text;
+    return {};
+  });
+  keys.string("model", [&](const std::string& text) -> Result<void> {
+    subsystem.model = text;
+    return {};
+  });
+  keys.strings("store", [&](const std::string& text) -> Result<void> {
+    subsystem.namespaces.push_back({text, std::nullopt});
+    return {};
+  });
+  keys.tables("namespace", [&](const toml::table& inner) { return read_namespace(path, inner, subsystem); });
+  if (auto fine = keys.finish(); !fine) return fine;
+  configuration.subsystems.push_back(std::move(subsystem));
+  return {};
+}
+
+Result<void> read_limits(const std::string& path, const toml::table& table, target::TargetLimits& limits) {
+  Keys keys(path, table, " of limits", {"queue-depth", "io-queues", "connections", "buffers"});
+  keys.number("queue-depth", limits.queue_depth_max, 2, 1024);
+  keys.number("io-queues", limits.io_queues_max, 1, 1024);
+  keys.number("connections", limits.connections_max, 1, 65535);
+  keys.string("buffers", then([](const std::string& text) { return parse_size(text); },
+                              [&](Bytes size) { limits.buffers = size; }));
+  return keys.finish();
+}
+
+}  // namespace
+
+Result<void> add_options(Configuration& configuration, const std::vector<OrderedOption>& options) {
+  const auto subsystem_of = [&](const OrderedOption& option) -> Result<SubsystemConfiguration*> {
+    if (configuration.subsystems.empty())
+      return failure(ErrorKind::invalid_argument,
+                     fmt::format("--{} {}: it belongs to the --subsystem before it, and there is none", option.name,
+                                 printable(option.value)));
+    return &configuration.subsystems.back();
+  };
+  for (const auto& option : options) {
+    if (option.name == "listen") {
+      auto uri = parse_listen(option.value);
+      if (!uri) return failure(std::move(uri.error()).within("--listen"));
+      configuration.listen.push_back(std::move(*uri));
+      continue;
+    }
+    if (option.name == "subsystem") {
+      auto nqn = nvme::Nqn::parse(option.value);
+      if (!nqn) return failure(std::move(nqn.error()).within("--subsystem"));
+      configuration.subsystems.emplace_back(std::move(*nqn));
+      continue;
+    }
+    auto subsystem = subsystem_of(option);
+    if (!subsystem) return failure(std::move(subsystem.error()));
+    if (option.name == "store") (*subsystem)->namespaces.push_back({option.value, std::nullopt});
+    if (option.name == "serial") (*subsystem)->serial = option.value;
+    if (option.name == "model") (*subsystem)->model = option.value;
+    if (option.name == "allow-host") {
+      auto nqn = nvme::Nqn::parse(option.value);
+      if (!nqn) return failure(std::move(nqn.error()).within("--allow-host"));
+      (*subsystem)->allowed_hosts.push_back(*nqn);
+    }
+  }
+  return {};
+}
+
+Result<Configuration> read_configuration(const std::string& path) {
+  std::ifstream file(path);
+  std::ostringstream text;
+  if (file) text << file.rdbuf();
+  if (!file) return errno_failure(errno != 0 ? errno : EIO, fmt::format("reading the configuration {}", path));
+  try {
+    const toml::table root = toml::parse(text.str(), path);
+    Configuration configuration;
+    Keys keys(path, root, "", {"listen", "reactors", "log-level", "limits", "subsystem"});
+    keys.strings("listen", then(parse_listen, [&](Uri uri) { configuration.listen.push_back(std::move(uri)); }));
+    keys.number("reactors", configuration.reactors, 1, 256);
+    keys.string("log-level", then([](const std::string& word) { return parse_log_level(word); },
+                                  [&](LogLevel level) { configuration.log = level; }));
+    if (auto fine = keys.finish(); !fine) return failure(std::move(fine.error()));
+    if (const toml::node* const limits = root.get("limits")) {
+      if (!limits->is_table())
+        return failure(ErrorKind::invalid_argument, fmt::format("{}:{}: limits must be written as [limits]", path,
+                                                                limits->source().begin.line));
+      if (auto fine = read_limits(path, *limits->as_table(), configuration.limits); !fine)
+        return failure(std::move(fine.error()));
+    }
+    Keys subsystems(path, root, "", {"listen", "reactors", "log-level", "limits", "subsystem"});
+    subsystems.tables("subsystem",
+                      [&](const toml::table& table) { return read_subsystem(path, table, configuration); });
+    if (auto fine = subsystems.finish(); !fine) return failure(std::move(fine.error()));
+    return configuration;
+  } catch (const toml::parse_error& error) {
+    return failure(ErrorKind::invalid_argument, fmt::format("{}:{}:{}: {}", path, error.source().begin.line,
+                                                            error.source().begin.column, error.description()));
+  }
+}
+
+Result<void> validate(const Configuration& configuration) {
+  if (configuration.listen.empty())
+    return failure(ErrorKind::invalid_argument,
+                   "nowhere to listen: give --listen nvme+rdma://ADDRESS or --listen nvme+shm://, or listen = in the configuration");
+  if (configuration.subsystems.empty())
+    return failure(ErrorKind::invalid_argument, "nothing to serve: give --subsystem NQN and --store SPEC");
+  for (const auto& subsystem : configuration.subsystems)
+    if (subsystem.namespaces.empty())
+      return failure(ErrorKind::invalid_argument,
+                     fmt::format("subsystem {} has no namespace: give it a --store SPEC", subsystem.nqn.text()));
+  return {};
+}
+
+}  // namespace rbt::tools

@@ -1,0 +1,208 @@
+// rbt-target: serves disks over NVMe/RDMA and over shared memory.
+
+#include <fmt/format.h>
+#include <sys/signalfd.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+
+#include "common/sizes.h"
+#include "target/store/spec.h"
+#include "target/target.h"
+#include "tools/program/fabrics.h"
+#include "tools/program/options.h"
+#include "tools/rbt-target/configuration.h"
+
+namespace rbt::tools {
+namespace {
+
+constexpr const char* kName = "rbt-target";
+// SIGTERM: how long commands in flight may take before their connections are closed.
+constexpr Duration kDrain = std::chrono::seconds(10);
+
+constexpr std::string_view kUsageText = R"(Usage: rbt-target --listen URI... --subsystem NQN --store SPEC... [options]
+       rbt-target --config FILE.toml [options]
+
+Serves disks to NVMe-oF hosts until SIGTERM. Prints one line with the word `ready` once it can be connected to.
+
+  rbt-target --listen nvme+rdma://10.0.0.1 --subsystem nqn.2026-01.io.example:disk --store file:/srv/disk.img
+  rbt-target --listen nvme+shm:// --subsystem nqn.2026-01.io.example:disk --store ram:size=1GiB
+
+)";
+
+constexpr std::string_view kStatusText = R"(
+Exit status: 0 after SIGTERM or SIGINT; 1 the machine or a store failed; 2 wrong usage or configuration; 3 no such device,
+file or address; 5 not permitted; 6 the address, file or device is in use.
+)";
+
+po::options_description described() {
+  po::options_description options("Options", 110, 60);
+  const auto many = [](const char* value_name) {
+    return po::value<std::vector<std::string>>()->composing()->value_name(value_name);
+  };
+  options.add_options()("listen", many("URI"), "nvme+rdma://ADDRESS[:4420] or nvme+shm://[?socket=PATH]; may be repeated")(
+      "subsystem", many("NQN"), "a subsystem; the options below are of the last one")(
+      "store", many("SPEC"), "its next namespace; may be repeated")(
+      "allow-host", many("NQN"), "a host that may connect; may be repeated; none: any host")(
+      "serial", many("TEXT"), "its serial number (default: random)")("model", many("TEXT"), "its model (default: rbt)")(
+      "reactors", po::value<std::string>()->value_name("N"), "threads that serve, 1 to 256 (default: 1)")(
+      "config", po::value<std::string>()->value_name("FILE"), "read all this from a TOML file; other options add to it")(
+      "log-level", po::value<std::string>()->value_name("LEVEL"), "debug, info (default), warning, error or off")(
+      "version", "print the version")("help,h", "print this text");
+  return options;
+}
+
+// The words of the command line in their order, which po::variables_map forgets.
+Result<std::vector<OrderedOption>> ordered(const std::vector<std::string>& words, const po::options_description& options) {
+  try {
+    std::vector<OrderedOption> result;
+    const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
+    for (const auto& option : po::command_line_parser(words).options(options).style(style).run().options)
+      for (const auto& value : option.value)
+        for (const auto* name : {"listen", "subsystem", "store", "allow-host", "serial", "model"})
+          if (option.string_key == name) result.push_back({name, value});
+    return result;
+  } catch (const po::error& error) {
+    return failure(ErrorKind::invalid_argument, error.what());
+  }
+}
+
+Result<Configuration> configure(const std::vector<std::string>& words, const po::variables_map& values,
+                                const po::options_description& options) {
+  Configuration configuration;
+  if (values.count("config")) {
+    auto read = read_configuration(values["config"].as<std::string>());
+    if (!read) return read;
+    configuration = std::move(*read);
+  }
+  auto order = ordered(words, options);
+  if (!order) return failure(std::move(order.error()));
+  if (auto applied = add_options(configuration, *order); !applied) return failure(std::move(applied.error()));
+  if (values.count("reactors")) {
+    auto reactors = parse_number("--reactors", values["reactors"].as<std::string>(), 1, 256);
+    if (!reactors) return failure(std::move(reactors.error()));
+    configuration.reactors = *reactors;
+  }
+  if (values.count("log-level")) {
+    auto level = parse_log_level(values["log-level"].as<std::string>());
+    if (!level) return failure(std::move(level.error()));
+    configuration.log = *level;
+  }
+  if (auto fine = validate(configuration); !fine) return failure(std::move(fine.error()));
+  return configuration;
+}
+
+Result<void> add_subsystems(target::Target& target, const Configuration& configuration,
+                            const target::StoreEnvironment& environment) {
+  for (const auto& subsystem : configuration.subsystems) {
+    auto added = target.add_subsystem(subsystem.nqn, {.allow_any_host = subsystem.allowed_hosts.empty(),
+                                                      .allowed_hosts = subsystem.allowed_hosts,
+                                                      .serial = subsystem.serial,
+                                                      .model = subsystem.model});
+    if (!added) return added;
+    for (const auto& disk : subsystem.namespaces) {
+      auto store = target::make_store(disk.store, environment);
+      if (!store) return failure(std::move(store.error()));
+      auto nsid = target.add_namespace(subsystem.nqn, std::move(*store), disk.nsid);
+      if (!nsid) return failure(std::move(nsid.error()).within(disk.store));
+    }
+  }
+  return {};
+}
+
+Result<std::string> listen_everywhere(target::Target& target, const Configuration& configuration, Fabrics& fabrics,
+                                      Logger& logger) {
+  std::string addresses;
+  for (const auto& uri : configuration.listen) {
+    auto fabric = fabrics.open(uri.scheme);
+    if (!fabric) return failure(std::move(fabric.error()));
+    auto address = target.listen(**fabric, uri);
+    if (!address) return failure(std::move(address.error()));
+    addresses += (addresses.empty() ? "" : " ") + *address;
+    if (uri.scheme != Uri::Scheme::rdma) continue;
+    for (const auto& subsystem : configuration.subsystems)
+      if (subsystem.allowed_hosts.empty())
+        logger.warning("{}: any host that reaches {} may connect; name those that may with --allow-host", subsystem.nqn.text(),
+                       *address);
+  }
+  return addresses;
+}
+
+// SIGTERM, SIGINT: as a descriptor, blocked in every thread before the first one starts.
+Result<int> signals_as_descriptor() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : {SIGTERM, SIGINT}) sigaddset(&set, signal);
+  if (const int error = ::pthread_sigmask(SIG_BLOCK, &set, nullptr); error != 0)
+    return errno_failure(error, "blocking signals");
+  ::signal(SIGPIPE, SIG_IGN);  // who reads our standard output is not the disk's business
+  const int fd = ::signalfd(-1, &set, SFD_CLOEXEC);
+  if (fd < 0) return errno_failure(errno, "signalfd");
+  return fd;
+}
+
+void wait_for_signal(int fd) {
+  signalfd_siginfo info{};
+  while (::read(fd, &info, sizeof info) < 0 && errno == EINTR) {
+  }
+}
+
+Result<void> serve(const Configuration& configuration, Logger& logger) {
+  auto signals = signals_as_descriptor();
+  if (!signals) return failure(std::move(signals.error()));
+  const SystemClock clock;
+  auto random = Random::from_entropy();
+  Fabrics fabrics(clock, logger, random);
+  auto target = target::Target::open({.clock = clock,
+                                      .logger = logger,
+                                      .random = random,
+                                      .reactors = configuration.reactors,
+                                      .limits = configuration.limits});
+  if (!target) return failure(std::move(target.error()));
+  if (auto added = add_subsystems(**target, configuration, {.clock = clock, .random = random, .logger = logger}); !added)
+    return added;
+  auto addresses = listen_everywhere(**target, configuration, fabrics, logger);
+  if (!addresses) return failure(std::move(addresses.error()));
+  if (auto started = (*target)->start(); !started) return started;
+  fmt::print("{}: ready: {}\n", kName, *addresses);
+  std::fflush(stdout);
+  ::sd_notify(0, "READY=1");
+
+  wait_for_signal(*signals);
+  ::sd_notify(0, "STOPPING=1");
+  logger.info("draining: no new connections; commands in flight have {} s", kDrain / std::chrono::seconds(1));
+  (*target)->drain(kDrain);
+  const Instant deadline = clock.now() + kDrain + std::chrono::seconds(1);
+  while (!(*target)->drained() && clock.now() < deadline) ::usleep(10'000);
+  (*target)->stop();
+  ::close(*signals);
+  return {};
+}
+
+int body(const std::vector<std::string>& words) {
+  const auto options = described();
+  auto values = parse(words, options, {});
+  if (!values) return report(kName, Error(ErrorKind::invalid_argument, values.error().message() + "; see rbt-target --help"));
+  if (values->count("help") || words.empty()) {
+    fmt::print(words.empty() ? stderr : stdout, "{}{}\nStores (SPEC):\n{}{}", kUsageText, describe(options),
+               target::store_spec_help(), kStatusText);
+    return words.empty() ? kUsage : kSuccess;
+  }
+  if (values->count("version")) {
+    fmt::print("{}\n", version(kName));
+    return kSuccess;
+  }
+  auto configuration = configure(words, *values, options);
+  if (!configuration)
+    return report(kName, Error(configuration.error().kind(), configuration.error().message() + "\nsee rbt-target --help"));
+  const auto logger = make_stderr_logger(configuration->log.value_or(LogLevel::info));
+  auto served = serve(*configuration, *logger);
+  return served ? kSuccess : report(kName, served.error());
+}
+
+}  // namespace
+}  // namespace rbt::tools
+
+int main(int argc, char** argv) { return rbt::tools::run(argc, argv, rbt::tools::body); }
