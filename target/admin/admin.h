@@ -1,0 +1,28 @@
+#pragma once
+// Admin commands (Base 2.0, 5). What `plan_…` and the others promise: opcodes.h.
+
+#include "target/command.h"
+
+namespace rbt::target {
+
+/// No data, nothing to judge.
+[[nodiscard]] nvme::Expected<Plan> plan_nothing(Command& command);
+
+[[nodiscard]] nvme::Expected<Plan> plan_identify(Command& command);
+[[nodiscard]] Step identify(Command& command);
+
+[[nodiscard]] nvme::Expected<Plan> plan_get_log_page(Command& command);
+[[nodiscard]] Step get_log_page(Command& command);
+
+[[nodiscard]] nvme::Expected<Plan> plan_set_features(Command& command);
+[[nodiscard]] Step set_features(Command& command);
+[[nodiscard]] nvme::Expected<Plan> plan_get_features(Command& command);
+[[nodiscard]] Step get_features(Command& command);
+
+[[nodiscard]] Step async_event_request(Command& command);
+[[nodiscard]] Step abort_command(Command& command);
+[[nodiscard]] Step keep_alive(Command& command);
+/// Ends every held Asynchronous Event Request with `status`.
+void complete_held_events(Controller& controller, nvme::Status status);
+
+}  // namespace rbt::target

@@ -1,0 +1,57 @@
+// Asynchronous Event Request, Abort and Keep Alive (Base 2.0, 5.1, 5.2, 5.18): commands about time.
+
+#include <algorithm>
+
+#include "common/nvme/admin_command.h"
+#include "target/admin/admin.h"
+#include "target/connection.h"
+#include "target/controller.h"
+
+namespace rbt::target {
+
+using nvme::Status;
+using nvme::StatusCode;
+
+nvme::Expected<Plan> plan_nothing(Command&) { return Plan{}; }
+
+Step async_event_request(Command& command) {
+  auto& held = command.controller().held_events();
+  if (held.size() >= Controller::kHeldEventsMax)
+    return command.finish(Status::permanent(StatusCode::async_event_limit_exceeded));
+  held.push_back(&command);
+  return Step::held;
+}
+
+void complete_held_events(Controller& controller, Status status) {
+  // Completing one may let the next command in: the list is emptied first.
+  const std::vector<Command*> held(controller.held_events());
+  controller.held_events().clear();
+  for (Command* const each : held) each->complete_held(status, 0);
+}
+
+Step abort_command(Command& command) {
+  constexpr std::uint64_t kNotAborted = 1;  // DW0 bit 0
+  const auto wanted = nvme::parse_abort(command.sqe());
+  auto& held = command.controller().held_events();
+  const auto found = std::find_if(held.begin(), held.end(), [&](const Command* each) {
+    return wanted.qid == Qid(0) && each->sqe().command_id() == wanted.cid;
+  });
+  // Everything else ends by itself soon, one way or the other.
+  if (found == held.end()) {
+    command.set_result(kNotAborted);
+    return command.finish(Status());
+  }
+  Command* const aborted = *found;
+  held.erase(found);
+  aborted->complete_held(StatusCode::abort_requested, 0);
+  return command.finish(Status());
+}
+
+Step keep_alive(Command& command) {
+  // decode() has noted the traffic already.
+  if (command.controller().keep_alive().count() == 0)
+    return command.finish(Status::permanent(StatusCode::keep_alive_invalid));
+  return command.finish(Status());
+}
+
+}  // namespace rbt::target

@@ -1,0 +1,170 @@
+// Set Features and Get Features (Base 2.0, 5.15 and 5.27).
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/nvme/admin_command.h"
+#include "common/nvme/types.h"
+#include "target/admin/admin.h"
+#include "target/connection.h"
+#include "target/core.h"
+#include "target/reactor_context.h"
+
+namespace rbt::target {
+namespace {
+
+using nvme::Expected;
+using nvme::refuse;
+using nvme::Status;
+using nvme::StatusCode;
+
+constexpr std::uint32_t kTimestampBytes = 8;
+constexpr std::uint32_t kHostIdBytes = 16;
+constexpr std::uint32_t kWriteCacheEnable = 1;
+constexpr std::uint32_t kExtendedHostId = 1;
+// SMART / Health critical warnings may be asked for by everybody; notices only where Identify (OAES) offers them, which
+// it does not.
+constexpr std::uint32_t kAsyncEventsKnown = 0xff;
+
+bool is_io(const Command& command) { return command.controller().kind() == ControllerKind::io; }
+
+// Which features there are, and how many bytes of data they have.
+Expected<std::uint32_t> data_bytes(const Command& command, std::uint8_t fid) {
+  switch (fid) {
+    case NVME_FEAT_FID_ASYNC_EVENT:
+    case NVME_FEAT_FID_KATO: return 0;
+    case NVME_FEAT_FID_NUM_QUEUES:
+      if (is_io(command)) return 0;
+      break;
+    case NVME_FEAT_FID_VOLATILE_WC:
+      if (is_io(command) && command.controller().subsystem().has_write_cache()) return 0;
+      break;
+    case NVME_FEAT_FID_TIMESTAMP:
+      if (is_io(command)) return kTimestampBytes;
+      break;
+    case NVME_FEAT_FID_HOST_ID:
+      if (is_io(command)) return kHostIdBytes;
+      break;
+    default: break;
+  }
+  return refuse(StatusCode::invalid_field);
+}
+
+Plan plan_for(std::uint32_t bytes) {
+  return bytes == 0 ? Plan{} : Plan{.memory = Plan::Memory::buffer, .bytes = bytes};
+}
+
+Step set_queue_count(Command& command, std::uint32_t value) {
+  Controller& controller = command.controller();
+  const auto wanted = nvme::parse_queue_counts(value);
+  if (!wanted) return command.finish(wanted.error());
+  // Only between enabling the controller and its first I/O queue (5.27.1.5).
+  if (command.connection().reactor().core().controllers.io_queue_count(controller) > 0)
+    return command.finish(Status::permanent(StatusCode::command_sequence_error));
+  const std::uint32_t granted =
+      std::min({wanted->submission, wanted->completion, controller.io_queues_max()});
+  controller.grant_io_queues(granted);
+  command.set_result(nvme::encode_queue_counts({granted, granted}));
+  return command.finish(Status());
+}
+
+Step set_timestamp(Command& command) {
+  constexpr std::uint64_t kMask = (std::uint64_t{1} << 48) - 1;
+  Features& features = command.controller().features();
+  features.timestamp_ms = nvme::read_wire<nvme::Le64>(command.buffer())->get() & kMask;
+  features.timestamp_set_at = command.connection().reactor().core().clock.now();
+  features.timestamp_by_host = true;
+  return command.finish(Status());
+}
+
+// 5.27.1.14: milliseconds in 47:0, bits 51:49 say who set it: 0 the controller, 1 the host.
+std::uint64_t timestamp_now(const Command& command) {
+  const Clock& clock = command.connection().reactor().core().clock;
+  const Features& features = command.controller().features();
+  if (!features.timestamp_by_host) return clock.unix_time_ms();
+  constexpr std::uint64_t kByHost = std::uint64_t{1} << 49;
+  const auto since =
+      std::chrono::duration_cast<std::chrono::milliseconds>(clock.now() - features.timestamp_set_at).count();
+  return ((features.timestamp_ms + static_cast<std::uint64_t>(since)) & ((std::uint64_t{1} << 48) - 1)) | kByHost;
+}
+
+}  // namespace
+
+Expected<Plan> plan_set_features(Command& command) {
+  const auto wanted = nvme::parse_set_features(command.sqe());
+  if (wanted.save == nvme::SaveFeature::yes) return refuse(StatusCode::feature_not_saveable);
+  // Over fabrics the host identifier is Connect's for good (5.27.1.25).
+  if (wanted.fid == NVME_FEAT_FID_HOST_ID) return refuse(StatusCode::command_sequence_error);
+  const auto bytes = data_bytes(command, wanted.fid);
+  if (!bytes) return tl::unexpected(bytes.error());
+  return plan_for(*bytes);
+}
+
+Step set_features(Command& command) {
+  const auto wanted = nvme::parse_set_features(command.sqe());
+  Controller& controller = command.controller();
+  switch (wanted.fid) {
+    case NVME_FEAT_FID_NUM_QUEUES: return set_queue_count(command, wanted.value);
+    case NVME_FEAT_FID_TIMESTAMP: return set_timestamp(command);
+    case NVME_FEAT_FID_VOLATILE_WC:
+      controller.set_write_cache((wanted.value & kWriteCacheEnable) != 0);
+      return command.finish(Status());
+    case NVME_FEAT_FID_KATO:
+      controller.set_keep_alive(std::chrono::milliseconds(wanted.value));
+      return command.finish(Status());
+    case NVME_FEAT_FID_ASYNC_EVENT:
+      if ((wanted.value & ~kAsyncEventsKnown) != 0) break;
+      controller.features().async_events = wanted.value;
+      return command.finish(Status());
+    default: break;
+  }
+  return command.finish(Status::permanent(StatusCode::invalid_field));
+}
+
+Expected<Plan> plan_get_features(Command& command) {
+  const auto wanted = nvme::parse_get_features(command.sqe());
+  if (!wanted) return tl::unexpected(wanted.error());
+  // ONCS bit 4 is 0: there are no saved or default values to choose.
+  if (wanted->select != nvme::FeatureSelect::current) return refuse(StatusCode::invalid_field);
+  // EXHID: over fabrics a host identifier has 16 bytes.
+  if (wanted->fid == NVME_FEAT_FID_HOST_ID && (wanted->value & kExtendedHostId) == 0)
+    return refuse(StatusCode::invalid_field);
+  const auto bytes = data_bytes(command, wanted->fid);
+  if (!bytes) return tl::unexpected(bytes.error());
+  return plan_for(*bytes);
+}
+
+Step get_features(Command& command) {
+  const auto wanted = nvme::parse_get_features(command.sqe());
+  Controller& controller = command.controller();
+  switch (wanted->fid) {
+    case NVME_FEAT_FID_NUM_QUEUES: {
+      const std::uint32_t granted = controller.io_queues_granted();
+      command.set_result(nvme::encode_queue_counts({granted, granted}));
+      return command.finish(Status());
+    }
+    case NVME_FEAT_FID_VOLATILE_WC:
+      command.set_result(controller.write_cache_enabled() ? kWriteCacheEnable : 0);
+      return command.finish(Status());
+    case NVME_FEAT_FID_KATO:
+      command.set_result(static_cast<std::uint64_t>(controller.keep_alive().count()));
+      return command.finish(Status());
+    case NVME_FEAT_FID_ASYNC_EVENT:
+      command.set_result(controller.features().async_events);
+      return command.finish(Status());
+    case NVME_FEAT_FID_TIMESTAMP: {
+      const nvme::Le64 now(timestamp_now(command));
+      std::memcpy(command.buffer().data(), &now, sizeof now);
+      return command.finish(Status());
+    }
+    case NVME_FEAT_FID_HOST_ID: {
+      const auto& id = controller.identity().host_id.bytes();
+      std::memcpy(command.buffer().data(), id.data(), id.size());
+      return command.finish(Status());
+    }
+    default: break;
+  }
+  return command.finish(Status::permanent(StatusCode::invalid_field));
+}
+
+}  // namespace rbt::target

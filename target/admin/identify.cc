@@ -1,0 +1,203 @@
+// Identify (Base 2.0, 5.17; NVM 1.0, 4.1.5).
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <type_traits>
+
+#include "common/nvme/admin_command.h"
+#include "common/nvme/text.h"
+#include "common/nvme/types.h"
+#include "target/admin/admin.h"
+#include "target/connection.h"
+#include "target/core.h"
+#include "target/io/io.h"
+#include "target/reactor_context.h"
+#include "target/version.h"
+
+namespace rbt::target {
+namespace {
+
+using nvme::Expected;
+using nvme::IdentifyCommand;
+using nvme::refuse;
+using nvme::Status;
+using nvme::StatusCode;
+using nvme::to_le;
+
+constexpr std::uint8_t kCommandSetNvm = 0;
+constexpr std::uint8_t kMdts = 8;  // 2^8 pages of 4 KiB
+static_assert(kTransferMax == 4096u << kMdts);
+constexpr std::uint16_t kKeepAliveGranularity = 1;  // of 100 ms
+constexpr std::uint16_t kDiscoveryMaxCommands = 32;
+constexpr std::uint8_t kAbortLimit = 3;           // ACL, 0's based
+constexpr std::uint8_t kFirmwareSlots = 1u << 1 | 1u;  // one slot, read only
+constexpr std::uint32_t kSglsPlain = 1u << 0;     // no alignment or granularity asked for
+constexpr std::uint32_t kSglsKeyed = 1u << 2;
+constexpr std::uint32_t kSglsOffset = 1u << 20;   // in-capsule data
+constexpr std::uint8_t kVwcPresent = 1u << 0;
+constexpr std::uint8_t kVwcFlushAll = 3u << 1;    // Flush with NSID FFFFFFFFh flushes every namespace
+constexpr std::uint8_t kLpaSmartPerNamespace = 1u << 0;
+constexpr std::uint8_t kLpaEffects = 1u << 1;
+constexpr std::uint8_t kLpaOffset = 1u << 2;      // extended data: NUMDU, LPOL, LPOU
+
+template <typename T>
+Step answer(Command& command, const T& structure) {
+  static_assert(sizeof(T) <= nvme::kIdentifyBytes && std::is_trivially_copyable_v<T>);
+  std::fill(command.buffer().begin(), command.buffer().end(), std::byte{0});
+  std::memcpy(command.buffer().data(), &structure, sizeof structure);
+  return command.finish(Status());
+}
+
+void describe_io_controller(nvme_id_ctrl& id, const Subsystem& subsystem, const TargetLimits& limits) {
+  id.cntrltype = NVME_CTRL_CNTRLTYPE_IO;
+  // Every listener is a port, every host gets a controller of its own.
+  id.cmic = NVME_CTRL_CMIC_MULTI_PORT | NVME_CTRL_CMIC_MULTI_CTRL;
+  id.sqes = 0x66;
+  id.cqes = 0x44;
+  id.maxcmd = to_le(static_cast<std::uint16_t>(limits.queue_depth_max));
+  id.nn = to_le(subsystem.nsid_highest());
+  const auto namespaces = subsystem.namespaces();
+  const bool zeroes = std::any_of(namespaces.begin(), namespaces.end(), [](const Namespace* ns) {
+    return ns->geometry().write_zeroes != Ability::none;
+  });
+  id.oncs = to_le(static_cast<std::uint16_t>(NVME_CTRL_ONCS_DSM | NVME_CTRL_ONCS_TIMESTAMP |
+                                             (zeroes ? NVME_CTRL_ONCS_WRITE_ZEROES : 0)));
+  id.vwc = static_cast<std::uint8_t>(kVwcFlushAll | (subsystem.has_write_cache() ? kVwcPresent : 0));
+  id.lpa = kLpaSmartPerNamespace | kLpaEffects | kLpaOffset;
+  // AWUN, AWUPF: 0, one block: what a store promises and no more.
+}
+
+Step identify_controller(Command& command) {
+  const Connection& connection = command.connection();
+  const Controller& controller = command.controller();
+  const Subsystem& subsystem = controller.subsystem();
+  const std::uint32_t in_capsule = connection.fabric().in_capsule_bytes();
+  nvme_id_ctrl id{};
+  nvme::set_padded(id.sn, subsystem.serial());
+  nvme::set_padded(id.mn, subsystem.model());
+  nvme::set_padded(id.fr, kFirmwareRevision);
+  id.mdts = kMdts;
+  id.cntlid = to_le(controller.identity().cntlid.value());
+  id.ver = to_le(Registers::version().raw);
+  id.ctratt = to_le(static_cast<std::uint32_t>(NVME_CTRL_CTRATT_128_ID | NVME_CTRL_CTRATT_TBKAS));
+  id.acl = kAbortLimit;
+  id.aerl = Controller::kHeldEventsMax - 1;
+  id.frmw = kFirmwareSlots;
+  id.elpe = ErrorLog::kEntries - 1;
+  id.kas = to_le(kKeepAliveGranularity);
+  id.sgls = to_le(kSglsPlain | kSglsKeyed | (in_capsule > 0 ? kSglsOffset : 0));
+  std::copy(subsystem.nqn().text().begin(), subsystem.nqn().text().end(), std::begin(id.subnqn));
+  id.ioccsz = to_le(static_cast<std::uint32_t>((sizeof(nvme::SubmissionQueueEntry) + in_capsule) / 16));
+  id.iorcsz = to_le(static_cast<std::uint32_t>(sizeof(nvme::CompletionQueueEntry) / 16));
+  id.msdbd = 1;
+  if (subsystem.kind() == ControllerKind::io) {
+    describe_io_controller(id, subsystem, connection.reactor().core().limits);
+  } else {
+    id.cntrltype = NVME_CTRL_CNTRLTYPE_DISCOVERY;
+    id.maxcmd = to_le(kDiscoveryMaxCommands);
+    id.lpa = kLpaOffset;
+  }
+  return answer(command, id);
+}
+
+std::uint16_t zero_based(Blocks blocks) {
+  return to_le(static_cast<std::uint16_t>(std::clamp<std::uint64_t>(blocks.value(), 1, 65536) - 1));
+}
+
+nvme_id_ns describe_namespace(const Namespace& ns) {
+  const Geometry& geometry = ns.geometry();
+  nvme_id_ns id{};
+  id.nsze = id.ncap = id.nuse = to_le(geometry.blocks.value());
+  id.nmic = NVME_NS_NMIC_SHARED;
+  if (geometry.optimal_io > Blocks(1) || geometry.discard_granularity > Blocks(1)) {
+    id.nsfeat |= NVME_NS_FEAT_IO_OPT;
+    id.npwg = id.npwa = id.nows = zero_based(geometry.optimal_io);
+    id.npdg = id.npda = zero_based(geometry.discard_granularity);
+  }
+  // DLFEAT: 001b, deallocated blocks read as zeroes; bit 3, Write Zeroes may deallocate.
+  if (geometry.discard != Ability::none && geometry.discard_reads_zero) id.dlfeat = 1u << 3 | 1u;
+  if (geometry.read_only) id.nsattr = NVME_NS_NSATTR_WRITE_PROTECTED;
+  if (const auto bytes = geometry.block_shift.bytes(geometry.blocks)) {
+    const std::uint64_t le = to_le(bytes->value());
+    std::memcpy(id.nvmcap, &le, sizeof le);
+  }
+  std::memcpy(id.nguid, ns.identity().data(), sizeof id.nguid);
+  id.lbaf[0].ds = geometry.block_shift.value();
+  return id;
+}
+
+// Namespaces beyond the one that was asked for.
+Step list_namespaces(Command& command, const IdentifyCommand& wanted) {
+  std::array<std::uint32_t, nvme::kIdentifyBytes / 4> list{};
+  std::size_t used = 0;
+  for (const Namespace* ns : command.controller().subsystem().namespaces())
+    if (ns->nsid() > wanted.nsid && used < list.size()) list[used++] = to_le(ns->nsid().value());
+  return answer(command, list);
+}
+
+// NGUID and UUID: the same sixteen bytes.
+Step list_identifiers(Command& command, const Namespace& ns) {
+  constexpr std::size_t kHeader = 4;
+  std::array<std::byte, 2 * (kHeader + sizeof(Identity))> list{};
+  std::size_t at = 0;
+  for (const auto type : {NVME_NIDT_NGUID, NVME_NIDT_UUID}) {
+    list[at] = static_cast<std::byte>(type);
+    list[at + 1] = static_cast<std::byte>(sizeof(Identity));
+    std::memcpy(&list[at + kHeader], ns.identity().data(), sizeof(Identity));
+    at += kHeader + sizeof(Identity);
+  }
+  return answer(command, list);
+}
+
+using Nothing = std::array<std::byte, nvme::kIdentifyBytes>;
+
+}  // namespace
+
+Expected<Plan> plan_identify(Command& command) {
+  const IdentifyCommand wanted = nvme::parse_identify(command.sqe());
+  const Subsystem& subsystem = command.controller().subsystem();
+  const Plan plan{.memory = Plan::Memory::buffer, .bytes = nvme::kIdentifyBytes};
+  if (wanted.cns == NVME_IDENTIFY_CNS_CTRL) return plan;
+  if (subsystem.kind() == ControllerKind::discovery) return refuse(StatusCode::invalid_field);
+  switch (wanted.cns) {
+    case NVME_IDENTIFY_CNS_CSI_NS:
+      if (wanted.command_set != kCommandSetNvm) return refuse(StatusCode::invalid_field);
+      [[fallthrough]];
+    case NVME_IDENTIFY_CNS_NS:
+      // One that exists not now but could is described by zeroes; FFFFFFFFh needs namespace management.
+      if (wanted.nsid == Nsid(0) || wanted.nsid.value() > subsystem.nsid_highest())
+        return refuse(StatusCode::invalid_namespace);
+      return plan;
+    case NVME_IDENTIFY_CNS_CSI_NS_ACTIVE_LIST:
+      if (wanted.command_set != kCommandSetNvm) return refuse(StatusCode::invalid_field);
+      [[fallthrough]];
+    case NVME_IDENTIFY_CNS_NS_ACTIVE_LIST:
+      if (wanted.nsid.value() >= 0xfffffffe) return refuse(StatusCode::invalid_namespace);
+      return plan;
+    case NVME_IDENTIFY_CNS_NS_DESC_LIST:
+      if (subsystem.find(wanted.nsid) == nullptr) return refuse(StatusCode::invalid_namespace);
+      return plan;
+    case NVME_IDENTIFY_CNS_CSI_CTRL:
+      if (wanted.command_set != kCommandSetNvm) return refuse(StatusCode::invalid_field);
+      return plan;
+    default: return refuse(StatusCode::invalid_field);
+  }
+}
+
+Step identify(Command& command) {
+  const IdentifyCommand wanted = nvme::parse_identify(command.sqe());
+  const Namespace* const ns = command.controller().subsystem().find(wanted.nsid);
+  switch (wanted.cns) {
+    case NVME_IDENTIFY_CNS_CTRL: return identify_controller(command);
+    case NVME_IDENTIFY_CNS_NS:
+      return ns != nullptr ? answer(command, describe_namespace(*ns)) : answer(command, Nothing{});
+    case NVME_IDENTIFY_CNS_NS_ACTIVE_LIST:
+    case NVME_IDENTIFY_CNS_CSI_NS_ACTIVE_LIST: return list_namespaces(command, wanted);
+    case NVME_IDENTIFY_CNS_NS_DESC_LIST: return list_identifiers(command, *ns);
+    // No protection information, and no limits besides MDTS and the specification's own.
+    default: return answer(command, Nothing{});
+  }
+}
+
+}  // namespace rbt::target

@@ -1,0 +1,149 @@
+// Get Log Page (Base 2.0, 5.16).
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "common/nvme/admin_command.h"
+#include "common/nvme/text.h"
+#include "common/nvme/types.h"
+#include "target/admin/admin.h"
+#include "target/connection.h"
+#include "target/core.h"
+#include "target/discovery.h"
+#include "target/io/io.h"
+#include "target/opcodes.h"
+#include "target/reactor_context.h"
+#include "target/version.h"
+
+namespace rbt::target {
+namespace {
+
+using nvme::Expected;
+using nvme::GetLogPage;
+using nvme::refuse;
+using nvme::Status;
+using nvme::StatusCode;
+using nvme::to_le;
+
+template <typename T>
+std::span<const std::byte> bytes_of(const T& page) {
+  return std::as_bytes(std::span(&page, 1));
+}
+
+Step answer(Command& command, const GetLogPage& wanted, std::span<const std::byte> log) {
+  const bool inside = nvme::copy_log_page(log, wanted.offset, command.buffer());
+  return command.finish(inside ? Status() : Status::permanent(StatusCode::invalid_field));
+}
+
+Step error_log(Command& command, const GetLogPage& wanted) {
+  std::array<nvme_error_log_page, ErrorLog::kEntries> log{};
+  const auto entries = command.controller().error_log().newest_first();
+  for (std::size_t i = 0; i < entries.size() && entries[i].number != 0; ++i) {
+    log[i].error_count = to_le(entries[i].number);
+    log[i].sqid = to_le(entries[i].qid.value());
+    log[i].cmdid = to_le(entries[i].cid.value());
+    log[i].status_field = to_le(entries[i].status.to_completion());
+    log[i].parm_error_location = 0xffff;  // not said
+    log[i].lba = to_le(entries[i].lba.value());
+    log[i].nsid = to_le(entries[i].nsid.value());
+  }
+  return answer(command, wanted, bytes_of(log));
+}
+
+// 128-bit counters, of which 64 are enough.
+void set_counter(std::uint8_t (&field)[16], std::uint64_t value) {
+  const std::uint64_t le = to_le(value);
+  std::memcpy(field, &le, sizeof le);
+}
+
+// Thousands of 512-byte units, rounded up.
+constexpr std::uint64_t data_units(std::uint64_t bytes) { return (bytes / 512 + 999) / 1000; }
+
+Step smart_log(Command& command, const GetLogPage& wanted) {
+  const Core& core = command.connection().reactor().core();
+  const Subsystem& subsystem = command.controller().subsystem();
+  NamespaceTotals totals;
+  const Namespace* const one = subsystem.find(wanted.nsid);
+  for (const Namespace* ns : subsystem.namespaces())
+    if (one == nullptr || ns == one) totals += ns->totals();
+  nvme_smart_log log{};
+  log.avail_spare = 100;
+  set_counter(log.data_units_read, data_units(totals.bytes_read));
+  set_counter(log.data_units_written, data_units(totals.bytes_written));
+  set_counter(log.host_reads, totals.reads);
+  set_counter(log.host_writes, totals.writes);
+  set_counter(log.media_errors, totals.errors);
+  const auto hours = std::chrono::duration_cast<std::chrono::hours>(core.clock.now() - core.started).count();
+  set_counter(log.power_on_hours, static_cast<std::uint64_t>(hours));
+  set_counter(log.num_err_log_entries, command.controller().error_log().total());
+  return answer(command, wanted, bytes_of(log));
+}
+
+Step firmware_log(Command& command, const GetLogPage& wanted) {
+  nvme_firmware_slot log{};
+  log.afi = 1;
+  nvme::set_padded(log.frs[0], kFirmwareRevision);
+  return answer(command, wanted, bytes_of(log));
+}
+
+Step effects_log(Command& command, const GetLogPage& wanted) {
+  nvme_cmd_effects_log log{};
+  for (const Operation& operation : operations()) {
+    if (operation.kind == QueueKind::admin) log.acs[operation.opcode] = to_le(operation.effects);
+    if (operation.kind == QueueKind::io) log.iocs[operation.opcode] = to_le(operation.effects);
+  }
+  return answer(command, wanted, bytes_of(log));
+}
+
+// Namespaces do not come and go while the target runs.
+Step changed_namespaces(Command& command, const GetLogPage& wanted) {
+  constexpr std::array<std::uint32_t, 1024> kNone{};
+  return answer(command, wanted, bytes_of(kNone));
+}
+
+// A host reads it piece by piece and may well ask for what lies behind the end: that is zeroes, not an error.
+Step discovery_log(Command& command, const GetLogPage& wanted) {
+  const auto log = build_discovery_log(command.connection(), command.controller().identity().host_nqn);
+  static_cast<void>(nvme::copy_log_page(log, wanted.offset, command.buffer()));
+  return command.finish(Status());
+}
+
+using Answer = Step (*)(Command&, const GetLogPage&);
+
+Answer find_log(ControllerKind kind, std::uint8_t lid) {
+  if (kind == ControllerKind::discovery) {
+    if (lid == NVME_LOG_LID_DISCOVER) return discovery_log;
+    return lid == NVME_LOG_LID_ERROR ? error_log : nullptr;
+  }
+  switch (lid) {
+    case NVME_LOG_LID_ERROR: return error_log;
+    case NVME_LOG_LID_SMART: return smart_log;
+    case NVME_LOG_LID_FW_SLOT: return firmware_log;
+    case NVME_LOG_LID_CHANGED_NS: return changed_namespaces;
+    case NVME_LOG_LID_CMD_EFFECTS: return effects_log;
+    default: return nullptr;
+  }
+}
+
+}  // namespace
+
+Expected<Plan> plan_get_log_page(Command& command) {
+  const auto wanted = nvme::parse_get_log_page(command.sqe());
+  if (!wanted) return tl::unexpected(wanted.error());
+  const Subsystem& subsystem = command.controller().subsystem();
+  if (find_log(subsystem.kind(), wanted->lid) == nullptr) return refuse(StatusCode::invalid_log_page);
+  if (wanted->length.value() > kTransferMax) return refuse(StatusCode::invalid_field);
+  if (wanted->lid == NVME_LOG_LID_CMD_EFFECTS && wanted->command_set != 0) return refuse(StatusCode::invalid_field);
+  const bool everything = wanted->nsid == Nsid(0) || wanted->nsid == nvme::kNsidAll;
+  if (wanted->lid == NVME_LOG_LID_SMART && !everything && subsystem.find(wanted->nsid) == nullptr)
+    return refuse(StatusCode::invalid_namespace);
+  return Plan{.memory = Plan::Memory::buffer, .bytes = static_cast<std::uint32_t>(wanted->length.value())};
+}
+
+Step get_log_page(Command& command) {
+  const auto wanted = nvme::parse_get_log_page(command.sqe());
+  return find_log(command.controller().kind(), wanted->lid)(command, *wanted);
+}
+
+}  // namespace rbt::target

@@ -1,0 +1,381 @@
+#include "target/command.h"
+
+#include <cstring>
+#include <utility>
+
+#include "common/check.h"
+#include "common/nvme/fabrics.h"
+#include "target/connection.h"
+#include "target/core.h"
+#include "target/opcodes.h"
+#include "target/reactor_context.h"
+#include "target/status.h"
+
+namespace rbt::target {
+
+using nvme::InCapsuleData;
+using nvme::KeyedData;
+using nvme::refuse;
+using nvme::Status;
+using nvme::StatusCode;
+
+void Command::bind(Connection& connection, std::uint32_t index, std::span<std::byte> response) noexcept {
+  connection_ = &connection;
+  index_ = index;
+  response_ = response;
+}
+
+// ---- The life of a command: receive, decode, validate, acquire, pull, commit, push, respond ----
+
+void Command::start(const transport::ReceivedMessage& message) {
+  message_ = message;
+  owns_message_ = true;
+  owns_cid_ = false;
+  response_ready_ = false;
+  status_ = Status();
+  result_ = 0;
+  progress_ = 0;
+  operation_ = nullptr;
+  data_ = nvme::NoData{};
+  plan_ = Plan{};
+  transfer_ = Transfer{};
+  advance(CommandState::decoding);
+
+  const auto sqe = nvme::parse_command_capsule(message.bytes);
+  if (!sqe) {  // no CID to answer to
+    connection_->fail(fmt::format("a command capsule of {} bytes came, 64 is the least", message.bytes.size()));
+    return;
+  }
+  sqe_ = *sqe;
+  const auto plan = decode();
+  // Whatever is in the capsule besides in-capsule data has been read.
+  if (!plan || !std::holds_alternative<InCapsuleData>(data_)) release_message();
+  if (!plan) {
+    status_ = plan.error();
+    respond();
+    return;
+  }
+  plan_ = *plan;
+  acquire();
+}
+
+nvme::Expected<Plan> Command::decode() {
+  owns_cid_ = connection_->take_cid(sqe_.command_id());
+  if (!owns_cid_) return refuse(StatusCode::command_id_conflict);
+  // FUSES is 0: no fused commands. Bits 5:2 are reserved.
+  if (!sqe_.reserved_flags_clear() || sqe_.fuse() != nvme::Fuse::none) return refuse(StatusCode::invalid_field);
+  const auto data =
+      nvme::parse_data_pointer(sqe_, message_.bytes.size(), {connection_->fabric().in_capsule_bytes()});
+  if (!data) return tl::unexpected(data.error());
+  data_ = *data;
+
+  Controller* const controller = connection_->controller();
+  if (controller != nullptr) controller->note_traffic();
+  const bool admin_queue = connection_->wanted().qid == Qid(0);
+  if (sqe_.is_fabrics()) {
+    operation_ = find_operation(QueueKind::fabrics, static_cast<std::uint8_t>(sqe_.fabrics_type()));
+  } else {
+    operation_ = find_operation(admin_queue ? QueueKind::admin : QueueKind::io, sqe_.opcode);
+  }
+  if (controller == nullptr && (operation_ == nullptr || !operation_->admission.before_connect))
+    return refuse(StatusCode::command_sequence_error);
+  if (operation_ == nullptr) return refuse(StatusCode::invalid_opcode);
+  const Admission& admission = operation_->admission;
+  if (!admin_queue && !admission.on_io_queue) return refuse(StatusCode::invalid_opcode);
+  if (controller != nullptr) {
+    if (admission.before_connect) return refuse(StatusCode::command_sequence_error);  // a second Connect
+    if (!admission.while_disabled && !controller->ready()) return refuse(StatusCode::command_sequence_error);
+    if (controller->kind() == ControllerKind::discovery && !admission.on_discovery)
+      return refuse(StatusCode::invalid_opcode);
+  }
+
+  auto plan = operation_->plan(*this);
+  if (!plan) return plan;
+  const std::uint32_t offered = nvme::length(data_);
+  if (offered < plan->bytes || (offered > plan->bytes && !plan->more_tolerated))
+    return refuse(StatusCode::sgl_invalid_length);
+  return plan;
+}
+
+void Command::acquire() {
+  advance(CommandState::acquiring);
+  switch (plan_.memory) {
+    case Plan::Memory::none: acquired(StoreStatus::ok); return;
+    case Plan::Memory::buffer: on_buffer_available(); return;
+    case Plan::Memory::blocks: break;
+  }
+  lease_ = Lease{};
+  lease_.domain = &connection_->domain();
+  lease_.range = plan_.range;
+  lease_.intent = nvme::data_direction(sqe_) == nvme::Direction::to_host ? Intent::read : Intent::write;
+  const Progress progress = store_queue(*plan_.ns).acquire(lease_, *this);
+  if (progress.pending) {
+    store_call_ = StoreCall::acquire;
+    return;
+  }
+  owns_lease_ = progress.status == StoreStatus::ok;
+  acquired(progress.status);
+}
+
+void Command::on_buffer_available() {
+  if (connection_->ended()) return;
+  auto& buffers = connection_->reactor().buffers();
+  buffer_ = buffers.allocate(plan_.bytes + plan_.extra_bytes);
+  if (buffer_.empty()) {
+    buffers.wait(*this);
+    return;
+  }
+  buffer_segment_ = {buffer_.data(), plan_.bytes, connection_->buffers_lkey()};
+  acquired(StoreStatus::ok);
+}
+
+void Command::acquired(StoreStatus status) {
+  if (status != StoreStatus::ok) {
+    status_ = status_of(status);
+    respond();
+    return;
+  }
+  pull();
+}
+
+void Command::pull() {
+  if (plan_.bytes > 0 && nvme::data_direction(sqe_) == nvme::Direction::to_controller) {
+    if (const auto* keyed = std::get_if<KeyedData>(&data_)) {
+      transfer_ = Transfer(segments(), plan_.bytes, keyed->address, keyed->key);
+      advance(CommandState::awaiting_read_credit);
+      connection_->request_read_credit(*this);
+      return;
+    }
+    if (const auto* in_capsule = std::get_if<InCapsuleData>(&data_)) copy_in(*in_capsule);
+  }
+  execute();
+}
+
+// The one copy of in-capsule data: at 4 KiB it is cheaper than a round trip for an RDMA READ.
+void Command::copy_in(const InCapsuleData& data) noexcept {
+  auto from = message_.bytes.subspan(sizeof(nvme::SubmissionQueueEntry) + data.offset, plan_.bytes);
+  for (const transport::Segment& segment : segments()) {
+    const std::size_t length = std::min<std::size_t>(segment.length, from.size());
+    std::memcpy(segment.data, from.data(), length);
+    from = from.subspan(length);
+  }
+  check(from.empty(), "a lease holds all of its range");
+}
+
+bool Command::post_reads() {
+  while (!transfer_.done()) {
+    const std::uint32_t credits = std::min(connection_->read_credits(), connection_->send_credits());
+    if (credits == 0) return false;
+    Batch batch;
+    Transfer rest = transfer_;
+    rest.fill(batch, transport::Opcode::rdma_read, connection_->limits(), credits);
+    if (!connection_->post(*this, batch, batch.size())) return false;
+    posted_sends_ += batch.size();
+    posted_reads_ += batch.size();
+    transfer_ = rest;
+  }
+  advance(CommandState::pulling);
+  return true;
+}
+
+void Command::execute() {
+  release_message();
+  advance(CommandState::executing);
+  executed(operation_->execute(*this));
+}
+
+void Command::executed(Step step) {
+  switch (step) {
+    case Step::pending: return;
+    case Step::held: advance(CommandState::held); return;
+    case Step::done: respond(); return;
+  }
+}
+
+void Command::respond() {
+  release_message();  // before the response: the host may send its next command as soon as it has this one's
+  account();
+  if (sends_data()) {
+    const auto& keyed = std::get<KeyedData>(data_);
+    transfer_ = Transfer(segments(), plan_.bytes, keyed.address, keyed.key);
+  } else {
+    transfer_ = Transfer{};
+    release_memory();
+  }
+  advance(CommandState::awaiting_send_credit);
+  connection_->request_send_credit(*this);
+}
+
+bool Command::post_response() {
+  while (true) {
+    const std::uint32_t credits = connection_->send_credits();
+    if (credits == 0) return false;
+    Batch batch;
+    Transfer rest = transfer_;
+    rest.fill(batch, transport::Opcode::rdma_write, connection_->limits(), credits);
+    const bool with_response =
+        rest.done() && batch.size() < credits && batch.requests_free() > 0 && batch.segments_free() > 0;
+    if (with_response) {
+      const auto* keyed = std::get_if<KeyedData>(&data_);
+      const bool invalidate = keyed != nullptr && keyed->invalidate == nvme::RemoteInvalidate::yes;
+      auto& send = batch.add(invalidate ? transport::Opcode::send_with_invalidate : transport::Opcode::send);
+      if (invalidate) send.rkey = keyed->key;
+      write_response();
+      batch.add_segment({response_.data(), static_cast<std::uint32_t>(response_.size()), connection_->buffers_lkey()});
+    }
+    if (!connection_->post(*this, batch, 0)) return false;
+    posted_sends_ += batch.size();
+    transfer_ = rest;
+    if (with_response) break;
+  }
+  // The host may use the CID again before we hear of the SEND's completion.
+  if (owns_cid_) connection_->give_cid(sqe_.command_id());
+  owns_cid_ = false;
+  connection_->count_response();
+  advance(CommandState::responding);
+  return true;
+}
+
+void Command::on_posted_done(std::uint32_t sends, std::uint32_t reads) {
+  posted_sends_ -= sends;
+  posted_reads_ -= reads;
+  if (posted_sends_ > 0) return;
+  if (state_ == CommandState::pulling) {
+    execute();
+  } else if (state_ == CommandState::responding) {
+    finished();
+  }
+}
+
+void Command::finished() {
+  release_memory();
+  advance(CommandState::free);
+  connection_->reuse(*this);
+}
+
+// ---- What comes from outside ----
+
+void Command::on_store_done(StoreStatus status) {
+  const StoreCall call = std::exchange(store_call_, StoreCall::none);
+  if (call == StoreCall::acquire && status == StoreStatus::ok) owns_lease_ = true;
+  if (state_ == CommandState::abandoned) {
+    release_memory();
+    advance(CommandState::free);
+    connection_->forget(*this);
+    return;
+  }
+  if (connection_->ended()) return;  // abandon() comes
+  if (call == StoreCall::acquire) {
+    acquired(status);
+  } else if (status == StoreStatus::ok && operation_->repeat) {
+    executed(operation_->execute(*this));
+  } else {
+    executed(finish(status_of(status)));
+  }
+}
+
+void Command::complete_held(Status status, std::uint64_t result) {
+  check(state_ == CommandState::held, "only a held command is completed from outside");
+  result_ = result;
+  status_ = status;
+  respond();
+}
+
+bool Command::abandon() {
+  advance(CommandState::abandoned);
+  connection_->reactor().buffers().cancel(*this);
+  connection_->return_credits(std::exchange(posted_sends_, 0), std::exchange(posted_reads_, 0));
+  release_message();
+  if (store_call_ != StoreCall::none) return true;
+  release_memory();
+  advance(CommandState::free);
+  return false;
+}
+
+// ---- Small things ----
+
+Controller& Command::controller() const noexcept { return *connection_->controller(); }
+
+StoreQueue& Command::store_queue(const Namespace& ns) const noexcept {
+  return connection_->reactor().store_queue(ns);
+}
+
+Step Command::store(Progress progress) noexcept {
+  if (!progress.pending) return finish(status_of(progress.status));
+  store_call_ = StoreCall::execute;
+  return Step::pending;
+}
+
+void Command::advance(CommandState next) noexcept {
+  check(may_follow(state_, next), "a command goes only where its state table says");
+  state_ = next;
+}
+
+bool Command::sends_data() const noexcept {
+  return status_.ok() && plan_.bytes > 0 && nvme::data_direction(sqe_) == nvme::Direction::to_host;
+}
+
+std::span<const transport::Segment> Command::segments() const noexcept {
+  if (plan_.memory == Plan::Memory::blocks) return lease_.segments;
+  return {&buffer_segment_, 1};
+}
+
+void Command::release_message() noexcept {
+  if (!std::exchange(owns_message_, false)) return;
+  connection_->release_receive(message_.buffer_id);
+}
+
+void Command::release_memory() noexcept {
+  if (std::exchange(owns_lease_, false)) store_queue(*plan_.ns).release(lease_);
+  // Others may be waiting for it and run from within free(): this command must not look as if it had it still.
+  if (!buffer_.empty()) connection_->reactor().buffers().free(std::exchange(buffer_, {}));
+}
+
+void Command::write_response() noexcept {
+  nvme::CompletionQueueEntry cqe;
+  cqe.result = result_;
+  cqe.sqhd = connection_->next_head();
+  cqe.cid = sqe_.cid;
+  cqe.status_field = status_.to_completion();
+  check(nvme::write_wire(response_, cqe), "every slot has room for its completion entry");
+}
+
+void Command::account() noexcept {
+  if (plan_.ns != nullptr) {
+    NamespaceCounters& counters = plan_.ns->counters(connection_->reactor().index());
+    if (!status_.ok()) {
+      count(counters.errors);
+    } else if (plan_.memory != Plan::Memory::blocks) {
+      count(counters.other);
+    } else if (sends_data()) {
+      count(counters.reads);
+      count(counters.bytes_read, plan_.bytes);
+    } else {
+      count(counters.writes);
+      count(counters.bytes_written, plan_.bytes);
+    }
+  }
+  if (!status_.ok()) log_failure();
+}
+
+void Command::log_failure() noexcept {
+  if (Controller* const controller = connection_->controller()) {
+    ErrorLog::Entry entry;
+    entry.qid = connection_->terms().qid;
+    entry.cid = sqe_.command_id();
+    entry.status = status_;
+    if (!sqe_.is_fabrics()) entry.nsid = sqe_.namespace_id();
+    if (plan_.ns != nullptr) entry.lba = plan_.range.first;
+    controller->error_log().record(entry);
+  }
+  // What a host may try to find out what we can is no failure of ours; a medium that fails is.
+  constexpr std::uint8_t kMediaErrors = 2;
+  const bool serious = status_.type() == kMediaErrors || status_.code() == StatusCode::internal_error;
+  connection_->reactor().log(LogCause::command_failed, serious ? LogLevel::warning : LogLevel::info,
+                             "{}: {} (opcode {:02x}h) cid {} nsid {}: answered with {}", connection_->who(),
+                             operation_ != nullptr ? operation_->name : "a command", sqe_.opcode,
+                             sqe_.command_id().value(), sqe_.is_fabrics() ? 0 : sqe_.namespace_id().value(),
+                             nvme::describe(status_));
+}
+
+}  // namespace rbt::target

@@ -1,0 +1,143 @@
+#pragma once
+// One command of a host, from capsule to completion. Slots are made with their connection and used again and again.
+
+#include <cstdint>
+#include <span>
+
+#include "common/nvme/capsule.h"
+#include "common/nvme/sgl.h"
+#include "common/nvme/status.h"
+#include "common/units.h"
+#include "target/command_state.h"
+#include "target/store/store.h"
+#include "target/subsystem.h"
+#include "target/transfer.h"
+#include "transport/memory/buffer_pool.h"
+#include "transport/work.h"
+
+namespace rbt::target {
+
+class Connection;
+class Controller;
+struct Operation;
+
+/// What a command needs before it can be executed: what its operation makes of the entry.
+struct Plan {
+  enum class Memory : std::uint8_t {
+    none,    ///< it moves no data
+    buffer,  ///< a buffer of the reactor's
+    blocks,  ///< the store's memory for `range`
+  };
+  Memory memory = Memory::none;
+  /// The data pointer may name more than `bytes` (peers send whole pages of Dataset Management ranges).
+  bool more_tolerated = false;
+  std::uint32_t bytes = 0;        ///< of data to move
+  std::uint32_t extra_bytes = 0;  ///< of buffer behind the data, for the operation's own use
+  const Namespace* ns = nullptr;  ///< of I/O commands for one namespace
+  BlockRange range = {};
+  Durability durability = Durability::cached;
+};
+
+/// How far an operation got.
+enum class Step : std::uint8_t {
+  done,     ///< status and result are set
+  pending,  ///< on_store_done() comes
+  held,     ///< complete_held() comes
+};
+
+/// Belongs to its connection's reactor.
+class Command final : public StoreRequest, public transport::BufferWaiter {
+ public:
+  void bind(Connection& connection, std::uint32_t index, std::span<std::byte> response) noexcept;
+
+  /// A capsule has come for this free slot.
+  void start(const transport::ReceivedMessage& message);
+  /// There may be credits. False: it needs more and stays first in line.
+  [[nodiscard]] bool post_reads();
+  [[nodiscard]] bool post_response();
+  /// `sends` of its work requests are complete, `reads` of them RDMA READs.
+  void on_posted_done(std::uint32_t sends, std::uint32_t reads);
+  /// Ends a held command.
+  void complete_held(nvme::Status status, std::uint64_t result);
+  /// The connection is gone for good. True: a store still owes an answer, and forget() comes later.
+  [[nodiscard]] bool abandon();
+
+  void on_store_done(StoreStatus status) override;
+  void on_buffer_available() override;
+
+  // What operations see.
+  [[nodiscard]] const nvme::SubmissionQueueEntry& sqe() const noexcept { return sqe_; }
+  [[nodiscard]] Connection& connection() const noexcept { return *connection_; }
+  /// Not for Connect.
+  [[nodiscard]] Controller& controller() const noexcept;
+  [[nodiscard]] const Plan& plan() const noexcept { return plan_; }
+  /// The data: plan().bytes of the buffer.
+  [[nodiscard]] std::span<std::byte> buffer() const noexcept { return buffer_.first(plan_.bytes); }
+  [[nodiscard]] std::span<std::byte> extra() const noexcept {
+    return buffer_.subspan(buffer_.size() - plan_.extra_bytes);
+  }
+  [[nodiscard]] Lease& lease() noexcept { return lease_; }
+  [[nodiscard]] StoreQueue& store_queue(const Namespace& ns) const noexcept;
+  void set_result(std::uint64_t result) noexcept { result_ = result; }
+  /// For operations of several store operations: how far they got. 0 at first.
+  [[nodiscard]] std::uint32_t& progress() noexcept { return progress_; }
+  Step finish(nvme::Status status) noexcept {
+    status_ = status;
+    return Step::done;
+  }
+  /// What the store answered, as a Step.
+  Step store(Progress progress) noexcept;
+
+  [[nodiscard]] CommandState state() const noexcept { return state_; }
+
+ private:
+  friend class CommandList;
+  enum class StoreCall : std::uint8_t { none, acquire, execute };
+
+  // The life of a command, in order.
+  [[nodiscard]] nvme::Expected<Plan> decode();
+  void acquire();
+  void acquired(StoreStatus status);
+  void pull();
+  void copy_in(const nvme::InCapsuleData& data) noexcept;
+  void execute();
+  void executed(Step step);
+  void respond();
+  void finished();
+
+  void advance(CommandState next) noexcept;
+  void release_message() noexcept;
+  void release_memory() noexcept;
+  void account() noexcept;
+  void log_failure() noexcept;
+  [[nodiscard]] bool sends_data() const noexcept;
+  [[nodiscard]] std::span<const transport::Segment> segments() const noexcept;
+  void write_response() noexcept;
+
+  Connection* connection_ = nullptr;
+  Command* next_ = nullptr;  // in a CommandList
+  std::uint32_t index_ = 0;
+  CommandState state_ = CommandState::free;
+  StoreCall store_call_ = StoreCall::none;
+  bool owns_cid_ = false;
+  bool owns_message_ = false;
+  bool owns_lease_ = false;
+  bool response_ready_ = false;
+  nvme::Status status_;
+  std::uint32_t posted_sends_ = 0;  // work requests not known to be complete
+  std::uint32_t posted_reads_ = 0;  // of these, RDMA READs
+  std::uint32_t progress_ = 0;
+  std::uint64_t result_ = 0;
+  const Operation* operation_ = nullptr;
+  nvme::SubmissionQueueEntry sqe_;
+  nvme::DataPointer data_;
+  Plan plan_;
+  Transfer transfer_;
+  Lease lease_;
+  std::span<std::byte> buffer_;
+  transport::Segment buffer_segment_;
+  transport::ReceivedMessage message_;
+  std::span<std::byte> response_;
+};
+
+}  // namespace rbt::target

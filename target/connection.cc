@@ -1,0 +1,333 @@
+#include "target/connection.h"
+
+#include <utility>
+
+#include "common/check.h"
+#include "target/core.h"
+#include "target/reactor_context.h"
+
+namespace rbt::target {
+
+using transport::Completion;
+using transport::CompletionStatus;
+
+namespace {
+
+// A slot is free again when its SEND is complete, which we may see after the host's next command has come: twice the
+// depth makes waiting for a slot rare.
+constexpr std::uint32_t kSlotsPerEntry = 2;
+constexpr std::size_t kResponseBytes = sizeof(nvme::CompletionQueueEntry);
+constexpr std::size_t kCidWords = 65536 / 64;
+
+// What a work request's completion needs to know: which slot, and how many requests it stands for.
+constexpr std::uint64_t make_wr_id(std::uint32_t slot, std::uint32_t requests) noexcept {
+  return std::uint64_t{requests} << 32 | slot;
+}
+
+}  // namespace
+
+void CommandList::push_back(Command& command) noexcept {
+  command.next_ = nullptr;
+  (tail_ != nullptr ? tail_->next_ : head_) = &command;
+  tail_ = &command;
+}
+
+Command* CommandList::pop_front() noexcept {
+  Command* const command = head_;
+  if (command == nullptr) return nullptr;
+  head_ = std::exchange(command->next_, nullptr);
+  if (head_ == nullptr) tail_ = nullptr;
+  return command;
+}
+
+Result<std::unique_ptr<Connection>> Connection::create(ReactorContext& reactor, FabricGroup& fabric, std::uint64_t id,
+                                                       const nvme::CmRequest& wanted, std::string peer) {
+  std::unique_ptr<Connection> connection(new Connection(reactor, fabric, id, wanted, std::move(peer)));
+  const std::size_t bytes = connection->command_count_ * kResponseBytes;
+  connection->response_memory_ = reactor.buffers().allocate(bytes);
+  if (connection->response_memory_.empty())
+    return failure(ErrorKind::resource,
+                   fmt::format("{} bytes of response memory for a queue of {} entries: {} of {} bytes of registered "
+                               "buffers are free; raise the target's buffer memory",
+                               bytes, wanted.host_sends, reactor.buffers().free_bytes().value(),
+                               reactor.buffers().size().value()));
+  for (std::uint32_t i = connection->command_count_; i-- > 0;) {
+    connection->commands_[i].bind(*connection, i,
+                                  connection->response_memory_.subspan(i * kResponseBytes, kResponseBytes));
+    connection->free_.push_back(connection->commands_[i]);
+  }
+  return connection;
+}
+
+Connection::Connection(ReactorContext& reactor, FabricGroup& fabric, std::uint64_t id, const nvme::CmRequest& wanted,
+                       std::string peer)
+    : reactor_(reactor),
+      fabric_(fabric),
+      id_(id),
+      wanted_(wanted),
+      peer_(std::move(peer)),
+      command_count_(wanted.host_sends * kSlotsPerEntry),
+      commands_(std::make_unique<Command[]>(command_count_)),
+      cids_(kCidWords),
+      waiting_(wanted.host_sends),
+      half_open_(reactor.reactor().timers(), [this] {
+        fail(fmt::format("no Connect within {} ms of the connection request",
+                         std::chrono::duration_cast<std::chrono::milliseconds>(reactor_.core().limits.half_open).count()));
+      }) {
+  terms_.qid = wanted.qid;
+  terms_.entries = wanted.host_sends;
+}
+
+Connection::~Connection() {
+  if (!response_memory_.empty()) reactor_.buffers().free(response_memory_);
+}
+
+Result<void> Connection::attach(transport::Connection& connection) {
+  transport_ = &connection;
+  half_open_.arm(reactor_.reactor().now() + reactor_.core().limits.half_open);
+  const auto& granted = connection.limits();
+  if (granted.send_depth == 0 || granted.read_depth == 0 || granted.segments_max == 0 || granted.message_max == 0)
+    return failure(ErrorKind::unsupported,
+                   fmt::format("the fabric grants {} sends, {} reads, {} segments and {} bytes per message: at least "
+                               "one of each is needed",
+                               granted.send_depth, granted.read_depth, granted.segments_max, granted.message_max));
+  send_credits_ = Credits(granted.send_depth);
+  read_credits_ = Credits(std::min(granted.read_depth, reactor_.core().limits.reads_max));
+  auto& memory = reactor_.buffers().memory();
+  if (auto ensured = memory.ensure(connection.domain()); !ensured) return ensured;
+  buffers_lkey_ = memory.in(connection.domain())->lkey();
+  return {};
+}
+
+// ---- The fabric's calls ----
+
+void Connection::on_established(std::span<const std::byte>) {
+  if (state_ == ConnectionState::accepting) state_ = ConnectionState::waiting;
+}
+
+void Connection::on_disconnected(const transport::Disconnect& disconnect) {
+  if (ended()) return;
+  using Reason = transport::Disconnect::Reason;
+  if (disconnect.reason == Reason::peer_closed) {
+    reactor_.log(LogCause::peer_gone, LogLevel::info, "{}: the host disconnected", who());
+    close();
+  } else {
+    const auto& message = disconnect.error.message();
+    fail(message.empty() ? std::string("the connection was lost") : message);
+  }
+}
+
+void Connection::on_closed() {
+  if (!ended()) close();
+  state_ = ConnectionState::closed;
+  transport_ = nullptr;
+  half_open_.cancel();
+  for (Command& command : commands()) {
+    if (command.state() == CommandState::free) continue;
+    if (command.abandon()) ++abandoned_;
+  }
+  check(send_credits_.whole() && read_credits_.whole(), "every credit is back at the end of a connection");
+  go_if_done();
+}
+
+void Connection::on_completion(const Completion& completion) {
+  const bool success = completion.status == CompletionStatus::success;
+  if (completion.type == Completion::Type::receive) {
+    if (success) {
+      on_receive(completion.message);
+    } else if (!ended()) {
+      fail(fmt::format("receiving failed: {}", transport::name(completion.status)));
+    }
+    return;
+  }
+  if (ended()) return;  // abandon() returns what it stands for
+  if (!success) {
+    fail(fmt::format("{} failed: {}",
+                     completion.type == Completion::Type::rdma_read    ? "an RDMA READ of the host's memory"
+                     : completion.type == Completion::Type::rdma_write ? "an RDMA WRITE to the host's memory"
+                                                                       : "the SEND of a response",
+                     transport::name(completion.status)));
+    return;
+  }
+  const auto slot = static_cast<std::uint32_t>(completion.wr_id & 0xffffffff);
+  const auto requests = static_cast<std::uint32_t>(completion.wr_id >> 32);
+  const std::uint32_t reads = completion.type == Completion::Type::rdma_read ? requests : 0;
+  return_credits(requests, reads);
+  commands_[slot].on_posted_done(requests, reads);
+  serve_credits();
+}
+
+// ---- Receiving ----
+
+void Connection::on_receive(const transport::ReceivedMessage& message) {
+  if (ended()) {
+    release_receive(message.buffer_id);
+    return;
+  }
+  if (outstanding_ >= terms_.entries) {
+    release_receive(message.buffer_id);
+    fail(fmt::format("a command more than the {} of its submission queue is in flight", terms_.entries));
+    return;
+  }
+  ++outstanding_;
+  if (!free_.empty() && waiting_count_ == 0) {
+    begin(message);
+    return;
+  }
+  waiting_[(waiting_first_ + waiting_count_++) % waiting_.size()] = message;
+}
+
+void Connection::begin(const transport::ReceivedMessage& message) { free_.pop_front()->start(message); }
+
+void Connection::begin_waiting() {
+  while (waiting_count_ > 0 && !free_.empty() && !ended()) {
+    const auto message = waiting_[waiting_first_];
+    waiting_first_ = (waiting_first_ + 1) % waiting_.size();
+    --waiting_count_;
+    begin(message);
+  }
+}
+
+void Connection::drop_waiting_messages() noexcept {
+  for (; waiting_count_ > 0; --waiting_count_) {
+    release_receive(waiting_[waiting_first_].buffer_id);
+    waiting_first_ = (waiting_first_ + 1) % waiting_.size();
+  }
+}
+
+void Connection::release_receive(std::uint32_t buffer_id) noexcept { fabric_.group().release(buffer_id); }
+
+bool Connection::take_cid(Cid cid) noexcept {
+  std::uint64_t& word = cids_[cid.value() / 64u];
+  const std::uint64_t bit = std::uint64_t{1} << (cid.value() % 64u);
+  if ((word & bit) != 0) return false;
+  word |= bit;
+  return true;
+}
+
+void Connection::give_cid(Cid cid) noexcept {
+  cids_[cid.value() / 64u] &= ~(std::uint64_t{1} << (cid.value() % 64u));
+}
+
+// ---- Sending ----
+
+std::uint32_t Connection::read_credits() const noexcept { return read_credits_.free(); }
+
+void Connection::request_read_credit(Command& command) {
+  awaiting_read_.push_back(command);
+  serve_credits();
+}
+
+void Connection::request_send_credit(Command& command) {
+  awaiting_send_.push_back(command);
+  serve_credits();
+}
+
+// Responses first: they end commands, READs begin more work. Posting runs no command's code beyond its own posting, so
+// one level of this is enough.
+void Connection::serve_credits() {
+  if (serving_) return;
+  serving_ = true;
+  while (!ended() && !awaiting_send_.empty() && awaiting_send_.front()->post_response()) awaiting_send_.pop_front();
+  while (!ended() && !awaiting_read_.empty() && awaiting_read_.front()->post_reads()) awaiting_read_.pop_front();
+  serving_ = false;
+}
+
+bool Connection::post(Command& command, Batch& batch, std::uint32_t reads) {
+  if (ended()) return false;
+  const auto slot = static_cast<std::uint32_t>(&command - commands_.get());
+  batch.finish(make_wr_id(slot, batch.size()));
+  switch (transport_->post(batch.requests())) {
+    case transport::PostResult::posted:
+      send_credits_.take(batch.size());
+      read_credits_.take(reads);
+      return true;
+    case transport::PostResult::full:
+      // A completion will make room, unless nothing is on its way.
+      if (send_credits_.whole())
+        fail(fmt::format("the fabric takes no {} work requests although it grants {}", batch.size(),
+                         send_credits_.total()));
+      return false;
+    case transport::PostResult::dead:
+      // on_disconnected() or an error completion says why.
+      return false;
+  }
+  return false;
+}
+
+void Connection::return_credits(std::uint32_t sends, std::uint32_t reads) noexcept {
+  send_credits_.give(sends);
+  read_credits_.give(reads);
+}
+
+std::uint16_t Connection::next_head() const noexcept {
+  if (!terms_.flow_control) return 0xffff;
+  return static_cast<std::uint16_t>((head_ + 1u) % terms_.entries);
+}
+
+void Connection::count_response() noexcept {
+  --outstanding_;
+  head_ = static_cast<std::uint16_t>((head_ + 1u) % terms_.entries);
+}
+
+void Connection::reuse(Command& command) {
+  free_.push_back(command);
+  begin_waiting();
+}
+
+// ---- Joining and leaving ----
+
+void Connection::join(Controller& controller, const QueueTerms& terms) {
+  controller_ = &controller;
+  terms_ = terms;
+  state_ = ConnectionState::live;
+  half_open_.cancel();
+}
+
+bool Connection::quiet() const noexcept {
+  const bool admin = controller_ != nullptr && terms_.qid == Qid(0);
+  return outstanding_ == (admin ? controller_->held_events().size() : 0);
+}
+
+void Connection::fail(std::string_view reason) {
+  if (ended()) return;
+  reactor_.warn(LogCause::connection_failed, "{}: {}; closing the connection", who(), reason);
+  close();
+}
+
+void Connection::close() noexcept {
+  if (ended()) return;
+  state_ = ConnectionState::closing;
+  half_open_.cancel();
+  drop_waiting_messages();
+  close_controller();
+  if (transport_ != nullptr) transport_->close();
+}
+
+void Connection::close_controller() noexcept {
+  if (controller_ == nullptr || terms_.qid != Qid(0)) return;
+  controller_->stop_keep_alive();
+  controller_->held_events().clear();
+  for (const ConnectionRef& queue : reactor_.core().controllers.close(*controller_))
+    queue.reactor->close_connection(queue.id, "the admin queue of its controller ended");
+}
+
+void Connection::forget(Command&) {
+  --abandoned_;
+  go_if_done();
+}
+
+void Connection::go_if_done() {
+  if (abandoned_ > 0) return;
+  if (controller_ != nullptr) reactor_.core().controllers.detach(*std::exchange(controller_, nullptr), terms_.qid);
+  reactor_.bury(*this);
+}
+
+std::string Connection::who() const {
+  if (controller_ == nullptr) return fmt::format("queue {} at {}", wanted_.qid.value(), printable(peer_));
+  const auto& identity = controller_->identity();
+  return fmt::format("host {} cntlid {} qid {} at {}", printable(identity.host_nqn.text()), identity.cntlid.value(),
+                     terms_.qid.value(), printable(peer_));
+}
+
+}  // namespace rbt::target

@@ -1,0 +1,90 @@
+// Flush, Write Zeroes and Dataset Management (Base 2.0, 7.1; NVM 1.0, 3.2.3 and 3.2.8): commands about blocks that move
+// none of them.
+
+#include <memory>
+#include <new>
+
+#include "target/connection.h"
+#include "target/controller.h"
+#include "target/io/io.h"
+
+namespace rbt::target {
+
+using nvme::Expected;
+using nvme::refuse;
+using nvme::Status;
+using nvme::StatusCode;
+
+Expected<Plan> plan_flush(Command& command) {
+  if (command.sqe().namespace_id() == nvme::kNsidAll) return Plan{};
+  const auto ns = find_namespace(command);
+  if (!ns) return tl::unexpected(ns.error());
+  return Plan{.ns = *ns};
+}
+
+// One namespace, or all of them one after the other: progress() counts how many have been started.
+Step flush(Command& command) {
+  std::uint32_t& started = command.progress();
+  const Namespace* const one = command.plan().ns;
+  const auto all = command.controller().subsystem().namespaces();
+  const auto namespaces = one != nullptr ? std::span<const Namespace* const>(&one, 1) : all;
+  while (started < namespaces.size()) {
+    const Namespace& ns = *namespaces[started++];
+    const Progress progress = command.store_queue(ns).flush(command);
+    if (progress.pending || progress.status != StoreStatus::ok) return command.store(progress);
+  }
+  return command.finish(Status());
+}
+
+Expected<Plan> plan_write_zeroes(Command& command) {
+  const auto ns = find_writable(command);
+  if (!ns) return tl::unexpected(ns.error());
+  if ((*ns)->geometry().write_zeroes == Ability::none) return refuse(StatusCode::invalid_opcode);
+  const auto block = nvme::parse_block_command(command.sqe());
+  const auto range = block.within((*ns)->geometry().blocks);
+  if (!range) return tl::unexpected(range.error());
+  // No data, so MDTS does not bound it: 65536 blocks do.
+  return Plan{.ns = *ns, .range = *range, .durability = durability_of(command, block)};
+}
+
+Step write_zeroes(Command& command) {
+  const Plan& plan = command.plan();
+  const auto deallocate = nvme::parse_block_command(command.sqe()).deallocate == nvme::Deallocate::yes
+                              ? StoreQueue::Deallocate::yes
+                              : StoreQueue::Deallocate::no;
+  return command.store(command.store_queue(*plan.ns).write_zeroes(plan.range, deallocate, plan.durability, command));
+}
+
+Expected<Plan> plan_dataset_management(Command& command) {
+  const auto ns = find_writable(command);
+  if (!ns) return tl::unexpected(ns.error());
+  const auto wanted = nvme::parse_dataset_management(command.sqe());
+  return Plan{.memory = Plan::Memory::buffer,
+              .more_tolerated = true,
+              .bytes = wanted.data_bytes(),
+              .extra_bytes = static_cast<std::uint32_t>((wanted.ranges + 1) * sizeof(BlockRange)),
+              .ns = *ns};
+}
+
+Step dataset_management(Command& command) {
+  const auto wanted = nvme::parse_dataset_management(command.sqe());
+  const auto ranges = nvme::DatasetRanges::parse(wanted, command.buffer());
+  if (!ranges) return command.finish(ranges.error());
+  const Namespace& ns = *command.plan().ns;
+  // Behind the data: the ranges as the store wants them, valid until it is done.
+  std::size_t space = command.extra().size();
+  void* place = command.extra().data();
+  auto* const first = static_cast<BlockRange*>(std::align(alignof(BlockRange), sizeof(BlockRange), place, space));
+  std::size_t count = 0;
+  for (std::uint32_t i = 0; i < ranges->size(); ++i) {
+    const auto range = (*ranges)[i].within(ns.geometry().blocks);
+    if (!range) return command.finish(range.error());  // all or nothing: none has been deallocated yet
+    if (range->count != Blocks(0)) new (first + count++) BlockRange(*range);
+  }
+  // Without AD there is nothing to do, and hints may be ignored, as may be deallocation where the medium has none.
+  const bool deallocate = wanted.deallocate == nvme::Deallocate::yes && ns.geometry().discard != Ability::none;
+  if (!deallocate || count == 0) return command.finish(Status());
+  return command.store(command.store_queue(ns).discard({first, count}, command));
+}
+
+}  // namespace rbt::target

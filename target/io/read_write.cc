@@ -1,0 +1,63 @@
+// Read and Write (NVM 1.0, 3.2.4 and 3.2.6).
+
+#include "target/connection.h"
+#include "target/controller.h"
+#include "target/io/io.h"
+
+namespace rbt::target {
+
+using nvme::Expected;
+using nvme::refuse;
+using nvme::Status;
+using nvme::StatusCode;
+
+Expected<const Namespace*> find_namespace(const Command& command) {
+  const Namespace* const ns = command.controller().subsystem().find(command.sqe().namespace_id());
+  if (ns == nullptr) return refuse(StatusCode::invalid_namespace);
+  return ns;
+}
+
+Expected<const Namespace*> find_writable(const Command& command) {
+  auto ns = find_namespace(command);
+  if (ns && (*ns)->geometry().read_only) return refuse(StatusCode::namespace_write_protected);
+  return ns;
+}
+
+Durability durability_of(const Command& command, const nvme::BlockCommand& block) {
+  const bool durable = block.fua == nvme::ForceUnitAccess::yes || !command.controller().write_cache_enabled();
+  return durable ? Durability::durable : Durability::cached;
+}
+
+namespace {
+
+Expected<Plan> plan_transfer(const Command& command, const Expected<const Namespace*>& ns) {
+  if (!ns) return tl::unexpected(ns.error());
+  const Geometry& geometry = (*ns)->geometry();
+  const auto block = nvme::parse_block_command(command.sqe());
+  const auto range = block.within(geometry.blocks);
+  if (!range) return tl::unexpected(range.error());
+  // At most 65536 blocks: no overflow. More than MDTS is Invalid Field (Base 2.0, 5.17.2.1).
+  const std::uint64_t bytes = block.count.value() << geometry.block_shift.value();
+  if (bytes > kTransferMax) return refuse(StatusCode::invalid_field);
+  return Plan{.memory = Plan::Memory::blocks,
+              .bytes = static_cast<std::uint32_t>(bytes),
+              .ns = *ns,
+              .range = *range,
+              .durability = durability_of(command, block)};
+}
+
+}  // namespace
+
+Expected<Plan> plan_read(Command& command) { return plan_transfer(command, find_namespace(command)); }
+
+// acquire() has read it.
+Step read(Command& command) { return command.finish(Status()); }
+
+Expected<Plan> plan_write(Command& command) { return plan_transfer(command, find_writable(command)); }
+
+Step write(Command& command) {
+  const Plan& plan = command.plan();
+  return command.store(command.store_queue(*plan.ns).commit(command.lease(), plan.durability, command));
+}
+
+}  // namespace rbt::target

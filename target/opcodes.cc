@@ -1,0 +1,81 @@
+#include "target/opcodes.h"
+
+#include <array>
+
+#include "common/nvme/types.h"
+#include "target/admin/admin.h"
+#include "target/fabrics/fabrics.h"
+#include "target/io/io.h"
+
+namespace rbt::target {
+namespace {
+
+using nvme::AdminOpcode;
+using nvme::FabricsType;
+using nvme::IoOpcode;
+
+constexpr std::uint32_t kSupported = NVME_CMD_EFFECTS_CSUPP;
+constexpr std::uint32_t kChangesBlocks = NVME_CMD_EFFECTS_CSUPP | NVME_CMD_EFFECTS_LBCC;
+
+constexpr Admission kConnect{.before_connect = true, .while_disabled = true, .on_discovery = true};
+constexpr Admission kProperty{.while_disabled = true, .on_io_queue = false, .on_discovery = true};
+constexpr Admission kEveryController{.on_discovery = true};
+constexpr Admission kIoController{};
+
+constexpr Operation fabrics(FabricsType type, std::string_view name, nvme::Expected<Plan> (*plan)(Command&),
+                            Step (*execute)(Command&), Admission admission) {
+  return {QueueKind::fabrics, static_cast<std::uint8_t>(type), name, plan, execute, admission, 0};
+}
+constexpr Operation admin(AdminOpcode opcode, std::string_view name, nvme::Expected<Plan> (*plan)(Command&),
+                          Step (*execute)(Command&), Admission admission) {
+  return {QueueKind::admin, static_cast<std::uint8_t>(opcode), name, plan, execute, admission, kSupported};
+}
+enum class Repeat : std::uint8_t { no, yes };
+constexpr Operation io(IoOpcode opcode, std::string_view name, nvme::Expected<Plan> (*plan)(Command&),
+                       Step (*execute)(Command&), std::uint32_t effects, Repeat repeat = Repeat::no) {
+  return {QueueKind::io, static_cast<std::uint8_t>(opcode), name, plan, execute, kIoController, effects,
+          repeat == Repeat::yes};
+}
+
+constexpr std::array kOperations = {
+    fabrics(FabricsType::property_set, "Property Set", plan_property, property_set, kProperty),
+    fabrics(FabricsType::connect, "Connect", plan_connect, connect, kConnect),
+    fabrics(FabricsType::property_get, "Property Get", plan_property, property_get, kProperty),
+
+    admin(AdminOpcode::get_log_page, "Get Log Page", plan_get_log_page, get_log_page, kEveryController),
+    admin(AdminOpcode::identify, "Identify", plan_identify, identify, kEveryController),
+    admin(AdminOpcode::abort, "Abort", plan_nothing, abort_command, kEveryController),
+    admin(AdminOpcode::set_features, "Set Features", plan_set_features, set_features, kEveryController),
+    admin(AdminOpcode::get_features, "Get Features", plan_get_features, get_features, kEveryController),
+    admin(AdminOpcode::async_event_request, "Asynchronous Event Request", plan_nothing, async_event_request,
+          kEveryController),
+    admin(AdminOpcode::keep_alive, "Keep Alive", plan_nothing, keep_alive, kEveryController),
+
+    io(IoOpcode::flush, "Flush", plan_flush, flush, kSupported, Repeat::yes),
+    io(IoOpcode::write, "Write", plan_write, write, kChangesBlocks),
+    io(IoOpcode::read, "Read", plan_read, read, kSupported),
+    io(IoOpcode::write_zeroes, "Write Zeroes", plan_write_zeroes, write_zeroes, kChangesBlocks),
+    io(IoOpcode::dataset_management, "Dataset Management", plan_dataset_management, dataset_management,
+       kChangesBlocks),
+};
+
+// Opcode to place in kOperations, plus one; 0: not served.
+using Lookup = std::array<std::array<std::uint8_t, 256>, 3>;
+constexpr Lookup build_lookup() noexcept {
+  Lookup lookup{};
+  for (std::size_t i = 0; i < kOperations.size(); ++i)
+    lookup[static_cast<std::size_t>(kOperations[i].kind)][kOperations[i].opcode] = static_cast<std::uint8_t>(i + 1);
+  return lookup;
+}
+constexpr Lookup kLookup = build_lookup();
+
+}  // namespace
+
+const Operation* find_operation(QueueKind kind, std::uint8_t opcode) noexcept {
+  const std::uint8_t place = kLookup[static_cast<std::size_t>(kind)][opcode];
+  return place == 0 ? nullptr : &kOperations[place - 1u];
+}
+
+std::span<const Operation> operations() noexcept { return kOperations; }
+
+}  // namespace rbt::target

@@ -1,0 +1,197 @@
+#include "target/reactor_context.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/check.h"
+#include "target/core.h"
+
+namespace rbt::target {
+
+namespace {
+
+constexpr Duration kLogInterval = std::chrono::seconds(1);
+constexpr Duration kDrainStep = std::chrono::milliseconds(5);
+constexpr std::size_t kCapsuleBytes = sizeof(nvme::SubmissionQueueEntry);
+
+template <std::size_t... Index>
+std::array<RateLimit, sizeof...(Index)> make_log_limits(std::index_sequence<Index...>) {
+  return {(static_cast<void>(Index), RateLimit(kLogInterval))...};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<FabricGroup>> FabricGroup::open(transport::Fabric& fabric, transport::Reactor& reactor,
+                                                       const TargetLimits& limits) {
+  const std::uint32_t in_capsule = limits.in_capsule_bytes.value_or(fabric.in_capsule_data_preferred());
+  std::unique_ptr<FabricGroup> group(new FabricGroup(fabric, in_capsule));
+  transport::PollGroupOptions options;
+  options.receive_depth = limits.receive_depth;
+  options.receive_size = static_cast<std::uint32_t>(kCapsuleBytes) + in_capsule;
+  auto opened = fabric.open_poll_group(reactor, options, *group);
+  if (!opened) return failure(std::move(opened.error()));
+  group->group_ = std::move(*opened);
+  return group;
+}
+
+void FabricGroup::on_completions(std::span<const transport::Completion> batch) {
+  for (const transport::Completion& completion : batch)
+    static_cast<Connection*>(completion.handler)->on_completion(completion);
+}
+
+Result<std::unique_ptr<ReactorContext>> ReactorContext::create(Core& core, transport::Reactor& reactor,
+                                                               std::size_t index) {
+  std::unique_ptr<ReactorContext> context(new ReactorContext(core, reactor, index));
+  // Local access is all it takes: hosts never reach this memory by themselves.
+  auto buffers = transport::BufferPool::create(core.limits.buffers, transport::RemoteAccess::none,
+                                               {.name = "rbt-target-buffers"});
+  if (!buffers) return failure(std::move(buffers.error()).within("buffers of a reactor"));
+  context->buffers_ = std::move(*buffers);
+  return context;
+}
+
+ReactorContext::ReactorContext(Core& core, transport::Reactor& reactor, std::size_t index)
+    : core_(core),
+      reactor_(reactor),
+      index_(index),
+      log_limits_(make_log_limits(std::make_index_sequence<kLogCauses>())),
+      drain_timer_(reactor.timers(), [this] { drain_step(); }) {}
+
+ReactorContext::~ReactorContext() {
+  check(connections_.empty(), "a reactor's connections end before it does");
+  buried_.clear();
+  store_queues_.clear();
+  groups_.clear();
+}
+
+Result<FabricGroup*> ReactorContext::open_fabric(transport::Fabric& fabric) {
+  for (const auto& group : groups_)
+    if (&group->fabric() == &fabric) return group.get();
+  auto group = FabricGroup::open(fabric, reactor_, core_.limits);
+  if (!group) return failure(std::move(group.error()));
+  groups_.push_back(std::move(*group));
+  return groups_.back().get();
+}
+
+void ReactorContext::post(transport::Task task) {
+  core_.gate.enter();
+  reactor_.post([this, task = std::move(task)]() mutable {
+    task();
+    core_.gate.leave();
+  });
+}
+
+void ReactorContext::accept(std::unique_ptr<transport::ConnectionRequest> request, transport::Fabric& fabric,
+                            const nvme::CmRequest& wanted) {
+  const std::string peer = request->peer();
+  const auto give_up = [&](const Error& error) {
+    core_.connections_refused.fetch_add(1, std::memory_order_relaxed);
+    warn(LogCause::refused, "queue {} of {}: {}; refused", wanted.qid.value(), printable(peer), error.message());
+  };
+  if (core_.draining.load(std::memory_order_relaxed)) {  // since it was admitted
+    load_.fetch_sub(1, std::memory_order_relaxed);
+    request->reject(nvme::wire_bytes(nvme::encode_cm_reject(nvme::CmReject::no_resources)));
+    return;
+  }
+  auto group = open_fabric(fabric);
+  check(group.has_value(), "every reactor has opened the fabric of every listener");
+  auto connection = Connection::create(*this, **group, ++last_id_, wanted, peer);
+  if (!connection) {
+    load_.fetch_sub(1, std::memory_order_relaxed);
+    request->reject(nvme::wire_bytes(nvme::encode_cm_reject(nvme::CmReject::no_resources)));
+    give_up(connection.error());
+    return;
+  }
+  const auto reply = nvme::encode_cm_accept(static_cast<std::uint16_t>(wanted.host_sends));
+  transport::AcceptOptions options;
+  options.private_data = nvme::wire_bytes(reply);
+  options.send_depth = 2 * wanted.host_sends;  // a read is a WRITE and a SEND
+  options.outgoing_reads = core_.limits.reads_max;
+  auto accepted = (*group)->group().accept(std::move(request), options, **connection);
+  if (!accepted) {
+    load_.fetch_sub(1, std::memory_order_relaxed);
+    give_up(accepted.error());
+    return;
+  }
+  Connection& added = **connection;
+  connections_.emplace(added.id(), std::move(*connection));
+  core_.gate.enter();
+  core_.connections_accepted.fetch_add(1, std::memory_order_relaxed);
+  if (auto attached = added.attach(**accepted); !attached) added.fail(attached.error().message());
+}
+
+void ReactorContext::close_connection(std::uint64_t id, std::string reason) {
+  post([this, id, reason = std::move(reason)] {
+    const auto found = connections_.find(id);
+    if (found == connections_.end() || found->second->ended()) return;
+    log(LogCause::peer_gone, LogLevel::info, "{}: {}; closing the connection", found->second->who(), reason);
+    found->second->close();
+  });
+}
+
+void ReactorContext::bury(Connection& connection) {
+  const auto found = connections_.find(connection.id());
+  check(found != connections_.end(), "a connection ends once");
+  buried_.push_back(std::move(found->second));
+  connections_.erase(found);
+  load_.fetch_sub(1, std::memory_order_relaxed);
+  // Not here: this is called from the connection's own functions.
+  post([this] {
+    for (auto& each : std::exchange(buried_, {})) {
+      each.reset();
+      core_.gate.leave();
+    }
+  });
+}
+
+Result<void> ReactorContext::prepare(const Subsystem& subsystem, transport::ProtectionDomain& domain) {
+  if (store_queues_.size() < core_.namespaces) store_queues_.resize(core_.namespaces);
+  for (const Namespace* ns : subsystem.namespaces()) {
+    const auto where = [&] { return fmt::format("namespace {} ({})", ns->nsid().value(), ns->store().spec()); };
+    if (auto prepared = ns->store().prepare(domain); !prepared)
+      return failure(std::move(prepared.error()).within(where()));
+    auto& queue = store_queues_[ns->index()];
+    if (queue != nullptr) continue;
+    auto opened = ns->store().open_queue({reactor_, *buffers_});
+    if (!opened) return failure(std::move(opened.error()).within(where()));
+    queue = std::move(*opened);
+  }
+  return {};
+}
+
+void ReactorContext::drain(Instant deadline) {
+  drain_deadline_ = drain_timer_.armed() ? std::min(drain_deadline_, deadline) : deadline;
+  drain_step();
+}
+
+void ReactorContext::drain_step() {
+  const bool late = reactor_.clock().now() >= drain_deadline_;
+  // close() changes no table: the connections go later.
+  for (const auto& [id, connection] : connections_) {
+    if (connection->ended()) continue;
+    const Controller* const controller = connection->controller();
+    const bool has_io_queues = controller != nullptr && connection->terms().qid == Qid(0) &&
+                               core_.controllers.io_queue_count(*controller) > 0;
+    if (!late && (!connection->quiet() || has_io_queues)) continue;
+    connection->close();
+  }
+  if (!connections_.empty()) drain_timer_.arm(reactor_.clock().now() + kDrainStep);
+}
+
+ReactorStatistics ReactorContext::statistics() const {
+  ReactorStatistics statistics;
+  statistics.connections = connections_.size() + buried_.size();  // until their memory is back
+  statistics.buffers_free = buffers_->free_bytes();
+  statistics.buffers_size = buffers_->size();
+  for (const auto& group : groups_)
+    statistics.groups.push_back({std::string(group->fabric().name()), group->group().counters()});
+  return statistics;
+}
+
+void ReactorContext::write_log(RateLimit& limit, LogLevel level, std::string message) {
+  const std::uint64_t suppressed = limit.take_suppressed();
+  if (suppressed > 0) message += fmt::format(" (and {} more of this kind since)", suppressed);
+  core_.logger.log(level, "{}", message);
+}
+
+}  // namespace rbt::target

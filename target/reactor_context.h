@@ -1,0 +1,115 @@
+#pragma once
+// One reactor's share of the target: its connections, its way into every fabric and every store, its buffers.
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "common/nvme/connect_private_data.h"
+#include "target/connection.h"
+#include "target/controller_table.h"
+#include "target/subsystem.h"
+#include "target/target.h"
+#include "transport/fabric.h"
+#include "transport/memory/buffer_pool.h"
+
+namespace rbt::target {
+
+struct Core;
+
+/// What is logged at most once a second per reactor, each counted apart.
+enum class LogCause : std::uint8_t { refused, connect_failed, command_failed, connection_failed, peer_gone };
+inline constexpr std::size_t kLogCauses = 5;
+
+/// A fabric on this reactor.
+class FabricGroup final : public transport::CompletionHandler {
+ public:
+  [[nodiscard]] static Result<std::unique_ptr<FabricGroup>> open(transport::Fabric& fabric, transport::Reactor& reactor,
+                                                                 const TargetLimits& limits);
+  [[nodiscard]] transport::Fabric& fabric() const noexcept { return fabric_; }
+  [[nodiscard]] transport::PollGroup& group() const noexcept { return *group_; }
+  /// Bytes that a command capsule may carry behind its entry.
+  [[nodiscard]] std::uint32_t in_capsule_bytes() const noexcept { return in_capsule_bytes_; }
+  void on_completions(std::span<const transport::Completion> batch) override;
+
+ private:
+  FabricGroup(transport::Fabric& fabric, std::uint32_t in_capsule_bytes) noexcept
+      : fabric_(fabric), in_capsule_bytes_(in_capsule_bytes) {}
+  transport::Fabric& fabric_;
+  std::uint32_t in_capsule_bytes_;
+  std::unique_ptr<transport::PollGroup> group_;
+};
+
+/// Belongs to its reactor's thread once that runs; what other threads may call is marked.
+class ReactorContext {
+ public:
+  /// `index`: its place among the target's reactors.
+  [[nodiscard]] static Result<std::unique_ptr<ReactorContext>> create(Core& core, transport::Reactor& reactor,
+                                                                      std::size_t index);
+  ~ReactorContext();
+
+  // Any thread.
+  /// As Reactor::post(), inside the target's gate until it has run.
+  void post(transport::Task task);
+  /// Connections here and on their way here: for spreading them.
+  [[nodiscard]] std::uint32_t load() const noexcept { return load_.load(std::memory_order_relaxed); }
+  void add_load() noexcept { load_.fetch_add(1, std::memory_order_relaxed); }
+  void close_connection(std::uint64_t id, std::string reason);
+
+  // The reactor's thread.
+  [[nodiscard]] Core& core() const noexcept { return core_; }
+  [[nodiscard]] transport::Reactor& reactor() const noexcept { return reactor_; }
+  [[nodiscard]] transport::BufferPool& buffers() const noexcept { return *buffers_; }
+  [[nodiscard]] std::size_t index() const noexcept { return index_; }
+  /// Before the threads run. The same fabric twice is one group.
+  [[nodiscard]] Result<FabricGroup*> open_fabric(transport::Fabric& fabric);
+  /// `request` was admitted (acceptor.h); load was added. Accepts it here, or logs why not.
+  void accept(std::unique_ptr<transport::ConnectionRequest> request, transport::Fabric& fabric,
+              const nvme::CmRequest& wanted);
+  /// The connection has ended and owns nothing any more: it is destroyed soon.
+  void bury(Connection& connection);
+  /// Makes every namespace of `subsystem` usable here and through `domain`.
+  [[nodiscard]] Result<void> prepare(const Subsystem& subsystem, transport::ProtectionDomain& domain);
+  /// After prepare() for its subsystem.
+  [[nodiscard]] StoreQueue& store_queue(const Namespace& ns) noexcept { return *store_queues_[ns.index()]; }
+  /// Lets what is in flight finish until `deadline`, then closes all.
+  void drain(Instant deadline);
+  [[nodiscard]] ReactorStatistics statistics() const;
+  /// Frees what must be freed on this thread: no connection is left.
+  void close_stores() noexcept { store_queues_.clear(); }
+
+  template <typename... Args>
+  void log(LogCause cause, LogLevel level, fmt::format_string<Args...> format, Args&&... args) {
+    RateLimit& limit = log_limits_[static_cast<std::size_t>(cause)];
+    if (limit.allow(reactor_.now())) write_log(limit, level, fmt::format(format, std::forward<Args>(args)...));
+  }
+  template <typename... Args>
+  void warn(LogCause cause, fmt::format_string<Args...> format, Args&&... args) {
+    log(cause, LogLevel::warning, format, std::forward<Args>(args)...);
+  }
+
+ private:
+  ReactorContext(Core& core, transport::Reactor& reactor, std::size_t index);
+  void drain_step();
+  void write_log(RateLimit& limit, LogLevel level, std::string message);
+
+  Core& core_;
+  transport::Reactor& reactor_;
+  const std::size_t index_;
+  std::unique_ptr<transport::BufferPool> buffers_;
+  std::vector<std::unique_ptr<FabricGroup>> groups_;
+  std::vector<std::unique_ptr<StoreQueue>> store_queues_;  // by Namespace::index(); null until prepared
+  std::unordered_map<std::uint64_t, std::unique_ptr<Connection>> connections_;
+  std::vector<std::unique_ptr<Connection>> buried_;
+  std::uint64_t last_id_ = 0;
+  std::array<RateLimit, kLogCauses> log_limits_;
+  std::atomic<std::uint32_t> load_{0};
+  Instant drain_deadline_{};
+  transport::Timer drain_timer_;
+};
+
+}  // namespace rbt::target

@@ -1,0 +1,232 @@
+#include "target/target.h"
+
+#include <algorithm>
+#include <atomic>
+#include <future>
+#include <thread>
+#include <utility>
+
+#include "common/check.h"
+#include "target/acceptor.h"
+#include "target/core.h"
+
+namespace rbt::target {
+
+namespace {
+
+constexpr std::uint32_t kQueueDepthMax = 1024;
+constexpr std::uint32_t kIoQueuesMax = 1024;
+constexpr std::uint32_t kInCapsuleMax = 16 * 1024;
+constexpr unsigned kReactorsMax = 256;
+constexpr std::size_t kSerialMax = 20;  // SN of Identify Controller
+constexpr std::size_t kModelMax = 40;   // MN
+
+Result<void> in_range(std::string_view what, std::uint64_t value, std::uint64_t least, std::uint64_t most) {
+  if (value >= least && value <= most) return {};
+  return failure(ErrorKind::invalid_argument, fmt::format("{} is {}, allowed are {} to {}", what, value, least, most));
+}
+
+Result<void> check_limits(const TargetLimits& limits) {
+  if (auto ok = in_range("the queue depth", limits.queue_depth_max, 2, kQueueDepthMax); !ok) return ok;
+  if (auto ok = in_range("the number of I/O queues", limits.io_queues_max, 1, kIoQueuesMax); !ok) return ok;
+  if (auto ok = in_range("the number of connections", limits.connections_max, 1, 1u << 20); !ok) return ok;
+  if (auto ok = in_range("the number of RDMA READs", limits.reads_max, 1, 255); !ok) return ok;
+  if (auto ok = in_range("the number of receive buffers", limits.receive_depth, 1, 1u << 16); !ok) return ok;
+  if (auto ok = in_range("the buffer memory", limits.buffers.value(), 4 * kMiB, kTiB); !ok) return ok;
+  const std::uint32_t in_capsule = limits.in_capsule_bytes.value_or(0);
+  if (in_capsule % 16 != 0)
+    return failure(ErrorKind::invalid_argument, fmt::format("in-capsule data of {} bytes: not a multiple of 16", in_capsule));
+  return in_range("in-capsule data", in_capsule, 0, kInCapsuleMax);
+}
+
+bool is_ascii_text(std::string_view text) noexcept {
+  return std::all_of(text.begin(), text.end(), [](char c) { return c >= 0x20 && c <= 0x7e; });
+}
+
+Result<void> check_text(std::string_view what, std::string_view text, std::size_t most) {
+  if (text.size() > most)
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("the {} \"{}\" has {} characters, {} are allowed", what, text, text.size(), most));
+  if (!is_ascii_text(text))
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("the {} \"{}\" has characters outside printable ASCII", what, printable(text)));
+  return {};
+}
+
+}  // namespace
+
+struct Target::Impl {
+  explicit Impl(const TargetOptions& given) : options(given), core(given.clock, given.logger, given.limits) {}
+
+  [[nodiscard]] bool own_reactors() const noexcept { return options.given_reactors.empty(); }
+  /// Runs `body` for every reactor, on its thread if that is ours.
+  template <typename Body>
+  void on_each_reactor(const Body& body) {
+    if (!running) {
+      for (const auto& reactor : core.reactors) body(*reactor);
+      return;
+    }
+    std::vector<std::promise<void>> done(core.reactors.size());
+    for (std::size_t i = 0; i < done.size(); ++i)
+      core.reactors[i]->post([&body, &promise = done[i], reactor = core.reactors[i].get()] {
+        body(*reactor);
+        promise.set_value();
+      });
+    for (auto& promise : done) promise.get_future().wait();
+  }
+
+  TargetOptions options;
+  std::vector<std::unique_ptr<transport::Reactor>> reactors;  // our own; outlive the contexts in `core`
+  Core core;
+  std::vector<std::unique_ptr<Acceptor>> acceptors;
+  std::vector<std::thread> threads;
+  bool started = false;
+  std::atomic<bool> running{false};  // our threads; written by start() and stop()
+};
+
+Result<std::unique_ptr<Target>> Target::open(const TargetOptions& options) {
+  if (auto ok = check_limits(options.limits); !ok) return failure(std::move(ok.error()).within("opening a target"));
+  auto impl = std::make_unique<Impl>(options);
+  std::vector<transport::Reactor*> reactors = options.given_reactors;
+  if (reactors.empty()) {
+    if (auto ok = in_range("the number of reactors", options.reactors, 1, kReactorsMax); !ok)
+      return failure(std::move(ok.error()).within("opening a target"));
+    for (unsigned i = 0; i < options.reactors; ++i) {
+      auto reactor = transport::Reactor::create(options.clock, options.logger, options.reactor_options);
+      if (!reactor) return failure(std::move(reactor.error()));
+      reactors.push_back(reactor->get());
+      impl->reactors.push_back(std::move(*reactor));
+    }
+  }
+  for (std::size_t i = 0; i < reactors.size(); ++i) {
+    auto context = ReactorContext::create(impl->core, *reactors[i], i);
+    if (!context) return failure(std::move(context.error()));
+    impl->core.reactors.push_back(std::move(*context));
+  }
+  impl->core.started = options.clock.now();
+  impl->core.subsystems.push_back(std::make_unique<Subsystem>(Subsystem::Description{
+      .nqn = nvme::Nqn::discovery(), .kind = ControllerKind::discovery, .allow_any_host = true, .allowed_hosts = {},
+      .serial = "rbt", .model = "rbt discovery"}));
+  return std::unique_ptr<Target>(new Target(std::move(impl)));
+}
+
+Target::Target(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Target::~Target() {
+  if (impl_->own_reactors()) stop();
+  check(drained(), "a target on given reactors is destroyed only when drained");
+  impl_->acceptors.clear();
+}
+
+Result<void> Target::add_subsystem(const nvme::Nqn& nqn, const SubsystemOptions& options) {
+  const auto fail_with = [&](Error error) { return failure(std::move(error).within("subsystem " + nqn.text())); };
+  if (impl_->started) return fail_with(Error(ErrorKind::in_use, "subsystems are added before the target starts"));
+  if (nqn.is_discovery())
+    return fail_with(Error(ErrorKind::invalid_argument, "that is the discovery subsystem's name; it is there already"));
+  if (impl_->core.find(nqn) != nullptr) return fail_with(Error(ErrorKind::in_use, "there is one of this name already"));
+  if (auto ok = check_text("serial number", options.serial, kSerialMax); !ok) return fail_with(std::move(ok.error()));
+  if (auto ok = check_text("model", options.model, kModelMax); !ok) return fail_with(std::move(ok.error()));
+  std::string serial = options.serial;
+  if (serial.empty()) serial = fmt::format("{:016x}", impl_->options.random());
+  impl_->core.subsystems.push_back(std::make_unique<Subsystem>(Subsystem::Description{
+      .nqn = nqn, .kind = ControllerKind::io, .allow_any_host = options.allow_any_host,
+      .allowed_hosts = options.allowed_hosts, .serial = std::move(serial), .model = options.model}));
+  return {};
+}
+
+Result<Nsid> Target::add_namespace(const nvme::Nqn& nqn, std::unique_ptr<Store> store, std::optional<Nsid> nsid) {
+  Core& core = impl_->core;
+  const auto fail_with = [&](ErrorKind kind, std::string_view why) {
+    return failure(kind, fmt::format("namespace {} of subsystem {}: {}", store->spec(), nqn.text(), why));
+  };
+  if (impl_->started) return fail_with(ErrorKind::in_use, "namespaces are added before the target starts");
+  const auto found = std::find_if(core.subsystems.begin(), core.subsystems.end(),
+                                  [&](const auto& each) { return each->nqn() == nqn; });
+  if (found == core.subsystems.end() || nqn.is_discovery())
+    return fail_with(ErrorKind::not_found, "no such subsystem; add it first");
+  Subsystem& subsystem = **found;
+  // Hosts match namespaces by identity across subsystems, and refuse a second one of the same.
+  for (const auto& other : core.subsystems)
+    for (const Namespace* ns : other->namespaces())
+      if (ns->identity() == store->identity())
+        return fail_with(ErrorKind::in_use,
+                         fmt::format("namespace {} ({}) of subsystem {} has the same NGUID and UUID; give one of them "
+                                     "its own",
+                                     ns->nsid().value(), ns->store().spec(), other->nqn().text()));
+  if (!nsid) nsid = subsystem.free_nsid();
+  if (!nsid) return fail_with(ErrorKind::resource, fmt::format("all {} NSIDs are in use", Subsystem::kNsidMax));
+  if (nsid->value() == 0 || nsid->value() > Subsystem::kNsidMax)
+    return fail_with(ErrorKind::invalid_argument,
+                     fmt::format("NSID {}, allowed are 1 to {}", nsid->value(), Subsystem::kNsidMax));
+  if (subsystem.find(*nsid) != nullptr)
+    return fail_with(ErrorKind::in_use, fmt::format("NSID {} is taken", nsid->value()));
+  subsystem.add(std::make_unique<Namespace>(*nsid, core.namespaces++, std::move(store), core.reactors.size()));
+  return *nsid;
+}
+
+Result<std::string> Target::listen(transport::Fabric& fabric, const Uri& address) {
+  const auto where = [&] { return fmt::format("listening on {}", address.to_string()); };
+  if (impl_->started)
+    return failure(ErrorKind::in_use, fmt::format("{}: listeners are added before the target starts", where()));
+  auto acceptor = Acceptor::listen(impl_->core, fabric, address);
+  if (!acceptor) return failure(std::move(acceptor.error()).within(where()));
+  std::string actual = (*acceptor)->address();
+  auto uri = Uri::parse(actual);
+  impl_->core.addresses.push_back({std::string(fabric.name()), uri ? std::move(*uri) : address});
+  impl_->acceptors.push_back(std::move(*acceptor));
+  return actual;
+}
+
+Result<void> Target::start() {
+  if (impl_->started) return failure(ErrorKind::in_use, "starting a target: it has been started before");
+  impl_->started = true;
+  if (!impl_->own_reactors()) return {};
+  for (const auto& reactor : impl_->reactors) impl_->threads.emplace_back([&reactor] { reactor->run(); });
+  impl_->running = true;
+  return {};
+}
+
+void Target::drain(Duration bound) {
+  if (impl_->own_reactors() && !impl_->running) return;  // nobody can have connected
+  impl_->core.draining.store(true, std::memory_order_relaxed);
+  const Instant deadline = impl_->options.clock.now() + bound;
+  impl_->core.reactors.front()->post([this] {
+    for (const auto& acceptor : impl_->acceptors) acceptor->close();
+  });
+  for (const auto& reactor : impl_->core.reactors)
+    reactor->post([reactor = reactor.get(), deadline] { reactor->drain(deadline); });
+}
+
+bool Target::drained() const noexcept { return impl_->core.gate.empty(); }
+
+void Target::stop() {
+  drain(Duration::zero());
+  if (!impl_->running) return;
+  impl_->core.gate.wait_until_empty();
+  // What belongs to a reactor's thread is freed there.
+  impl_->on_each_reactor([](ReactorContext& reactor) { reactor.close_stores(); });
+  for (const auto& reactor : impl_->reactors) reactor->stop();
+  for (auto& thread : impl_->threads) thread.join();
+  impl_->threads.clear();
+  impl_->running = false;
+}
+
+TargetStatistics Target::statistics() const {
+  Core& core = impl_->core;
+  TargetStatistics statistics;
+  statistics.controllers = core.controllers.size();
+  statistics.connections_accepted = core.connections_accepted.load(std::memory_order_relaxed);
+  statistics.connections_refused = core.connections_refused.load(std::memory_order_relaxed);
+  statistics.reactors.resize(core.reactors.size());
+  impl_->on_each_reactor(
+      [&](ReactorContext& reactor) { statistics.reactors[reactor.index()] = reactor.statistics(); });
+  for (const auto& subsystem : core.subsystems)
+    for (const Namespace* ns : subsystem->namespaces()) {
+      const NamespaceTotals totals = ns->totals();
+      statistics.namespaces.push_back({subsystem->nqn(), ns->nsid(), ns->store().spec(), totals.reads, totals.writes,
+                                       totals.other, totals.bytes_read, totals.bytes_written, totals.errors});
+    }
+  return statistics;
+}
+
+}  // namespace rbt::target

@@ -1,0 +1,148 @@
+#pragma once
+// librbt-target: serves block storage over NVMe/RDMA (NVMe Base 2.0, NVMe RDMA Transport 1.0) from within any program.
+//
+//   auto target = Target::open({.clock = clock, .logger = logger, .random = random, .reactors = 2});
+//   target->add_subsystem(nqn, {.allow_any_host = true});
+//   target->add_namespace(nqn, std::move(store));
+//   target->listen(fabric, uri);
+//   target->start();  …  target->drain(5s);  target->stop();
+//
+// Configure first, then start: subsystems, namespaces and listeners do not change while the target runs.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/nvme/nqn.h"
+#include "common/random.h"
+#include "common/result.h"
+#include "common/units.h"
+#include "common/uri.h"
+#include "target/store/store.h"
+#include "transport/fabric.h"
+#include "transport/reactor/reactor.h"
+
+namespace rbt::target {
+
+/// Bounds on everything that a peer can make the target hold.
+struct TargetLimits {
+  std::uint32_t queue_depth_max = 1024;    ///< entries of an I/O queue, 2 to 1024 (CAP.MQES, MAXCMD)
+  std::uint32_t io_queues_max = 64;        ///< per controller, 1 to 1024
+  std::uint32_t connections_max = 1024;    ///< of all hosts; one more is refused with "no resources"
+  std::uint32_t reads_max = 128;           ///< RDMA READs outstanding per connection, as far as device and peer allow
+  /// In-capsule data offered to hosts, bytes, 0 to 16 KiB, a multiple of 16; none: what the fabric prefers (4 KiB over
+  /// verbs, nothing over shared memory).
+  std::optional<std::uint32_t> in_capsule_bytes = {};
+  Bytes buffers = Bytes(64 * kMiB);        ///< registered buffers per reactor: transfers of disk stores, admin data
+  std::uint32_t receive_depth = 1024;      ///< receive buffers per reactor and device
+  Duration half_open = std::chrono::seconds(5);  ///< a connection without a successful Connect is closed after this
+};
+
+struct TargetOptions {
+  const Clock& clock;
+  Logger& logger;
+  Random& random;  ///< for serial numbers that are not given; used only by add_subsystem()
+  /// Threads of the target's own, each with one reactor. Ignored if `given_reactors` is not empty.
+  unsigned reactors = 1;
+  transport::ReactorOptions reactor_options = {};
+  /// For simulations and programs with a loop of their own: everything happens on these. They outlive the target and are
+  /// all turned by the one thread that also calls the target.
+  std::vector<transport::Reactor*> given_reactors = {};
+  TargetLimits limits = {};
+};
+
+/// Who may connect to a subsystem, and what it calls itself.
+struct SubsystemOptions {
+  bool allow_any_host = false;
+  std::vector<nvme::Nqn> allowed_hosts = {};  ///< host NQNs
+  std::string serial = {};         ///< at most 20 ASCII characters; empty: 16 random hexadecimal digits
+  std::string model = "rbt";       ///< at most 40 ASCII characters
+};
+
+/// Commands of one namespace since start, all hosts and reactors together.
+struct NamespaceStatistics {
+  nvme::Nqn subsystem;
+  Nsid nsid;
+  std::string store;  ///< its spec
+  std::uint64_t reads = 0;
+  std::uint64_t writes = 0;
+  std::uint64_t other = 0;  ///< Flush, Write Zeroes, Dataset Management
+  std::uint64_t bytes_read = 0;
+  std::uint64_t bytes_written = 0;
+  std::uint64_t errors = 0;  ///< commands that the store could not carry out
+};
+
+/// One reactor's share.
+struct ReactorStatistics {
+  std::size_t connections = 0;
+  Bytes buffers_free;
+  Bytes buffers_size;
+  struct Group {
+    std::string fabric;
+    transport::PollGroupCounters counters;
+  };
+  std::vector<Group> groups;
+};
+
+struct TargetStatistics {
+  std::size_t controllers = 0;             ///< discovery controllers included
+  std::uint64_t connections_accepted = 0;  ///< since start
+  std::uint64_t connections_refused = 0;
+  std::vector<ReactorStatistics> reactors;
+  std::vector<NamespaceStatistics> namespaces;
+  [[nodiscard]] std::size_t connections() const noexcept {
+    std::size_t sum = 0;
+    for (const auto& reactor : reactors) sum += reactor.connections;
+    return sum;
+  }
+};
+
+/// An NVMe-oF target. One thread calls it, except where noted. Fabrics, clock, logger and given reactors outlive it.
+class Target {
+ public:
+  /// Errors: `invalid_argument` for limits out of range, `resource` for what the machine does not give.
+  [[nodiscard]] static Result<std::unique_ptr<Target>> open(const TargetOptions& options);
+  /// stop()s first. With given reactors: only when drained() is true.
+  ~Target();
+  Target(const Target&) = delete;
+  Target& operator=(const Target&) = delete;
+
+  /// Before start(). Errors: `invalid_argument` (the discovery NQN, texts too long or not ASCII), `in_use` (NQN known).
+  [[nodiscard]] Result<void> add_subsystem(const nvme::Nqn& nqn, const SubsystemOptions& options);
+  /// Before start(). Takes the store; its geometry now is the namespace's for good. `nsid`: 1 to 1024; none: the next
+  /// free one. Returns it. Errors: `not_found` (no such subsystem), `in_use` (NSID taken, or another namespace has the
+  /// same identity: hosts refuse that), `resource`.
+  [[nodiscard]] Result<Nsid> add_namespace(const nvme::Nqn& subsystem, std::unique_ptr<Store> store,
+                                           std::optional<Nsid> nsid = std::nullopt);
+  /// Before start(). From now on the fabric queues connection requests; they are answered after start(). Returns the
+  /// address with the port that was chosen. Every subsystem is reachable through every listener; the discovery log
+  /// names a listener to those who come through the same kind of fabric. Errors: those of PollGroup::listen().
+  [[nodiscard]] Result<std::string> listen(transport::Fabric& fabric, const Uri& address);
+
+  /// Serves. Own reactors: their threads run from now on. Given reactors: they serve whenever they are turned.
+  [[nodiscard]] Result<void> start();
+
+  /// Thread-safe. Accepts nobody any more, lets commands in flight finish for at most `bound`, then closes every
+  /// connection. Returns at once; drained() tells.
+  void drain(Duration bound);
+  /// Thread-safe. No connection is left and nothing of the target's is on its way between reactors.
+  [[nodiscard]] bool drained() const noexcept;
+  /// Closes whatever is left. Own reactors: returns when all is gone and the threads have ended: 5 s at the most, unless
+  /// a store does not return from an operation, which is waited for. Given reactors: as drain(0).
+  void stop();
+
+  /// Own reactors: thread-safe, asks each of them and waits for the answers. Given: on their thread.
+  [[nodiscard]] TargetStatistics statistics() const;
+
+ private:
+  struct Impl;
+  explicit Target(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace rbt::target
