@@ -124,6 +124,8 @@ Result<int> info(const World& world, const std::string& where) {
   options.io_queues = 0;
   auto session = initiator::Session::connect(*environment, *uri, options);
   if (!session) return failure(std::move(session.error()));
+  if (uri->nsid)
+    if (auto disk = (*session)->find(uri->nsid); !disk) return failure(std::move(disk.error()));
   fmt::print("{}", describe(**session, world.options.format));
   return kSuccess;
 }
