@@ -345,6 +345,10 @@ void Queue::check_deadlines() {
     else
       next = std::min(next, slot.deadline);
   }
+  // A caller that has not turned its reactor for a while finds timers due before the answers that came meanwhile: they
+  // get one more turn to be seen.
+  if (expired != 0 && !std::exchange(last_look_, true)) return arm_deadline(now);
+  last_look_ = false;
   if (expired != 0)
     return fail(
         Outcome::disconnected,

@@ -161,6 +161,7 @@ class Queue final : transport::ConnectionHandler, transport::CompletionHandler {
   transport::ConnectionLimits limits_;
   transport::Timer deadline_timer_;
   Instant timer_at_ = Instant::max();
+  bool last_look_ = false;  // commands have expired; the timer runs once more before it counts
   Outcome outcome_ = Outcome::pending;
   std::optional<Error> failure_;
 };

@@ -150,10 +150,12 @@ void RawTarget::Link::post(transport::Opcode opcode, std::span<std::byte> buffer
                            std::uint64_t address, std::uint32_t key,
                            std::function<void(std::span<const std::byte>)> then) {
   check(!buffer.empty(), "the raw target has a buffer");
+  const transport::MemoryRegion* const region =
+      connection_ != nullptr ? target_.pool_->memory().in(connection_->domain()) : nullptr;
+  if (region == nullptr) return target_.pool_->free(buffer);
   const std::uint64_t id = target_.next_work_++;
   target_.works_[id] = {buffer, length, std::move(then)};
-  const transport::Segment segment{buffer.data(), static_cast<std::uint32_t>(length),
-                                   target_.pool_->memory().in(connection_->domain())->lkey()};
+  const transport::Segment segment{buffer.data(), static_cast<std::uint32_t>(length), region->lkey()};
   transport::WorkRequest request;
   request.opcode = opcode;
   request.rkey = key;
@@ -163,6 +165,7 @@ void RawTarget::Link::post(transport::Opcode opcode, std::span<std::byte> buffer
   if (connection_->post(std::span(&request, 1)) == transport::PostResult::posted) return;
   target_.pool_->free(buffer);
   target_.works_.erase(id);
+  drop();  // it has no patience: an answer that cannot be sent now is never sent
 }
 
 void RawTarget::Link::drop() {
@@ -186,8 +189,9 @@ void RawTarget::on_request(std::unique_ptr<transport::ConnectionRequest> request
   auto connection = group_->accept(std::move(request), {.private_data = accept_data, .send_depth = 4096}, *link);
   if (!connection) return;
   link->connection_ = *connection;
-  check(pool_->memory().ensure((*connection)->domain()).has_value(), "the raw target's memory can be registered");
+  const bool reachable = pool_->memory().ensure((*connection)->domain()).has_value();
   links_.push_back(std::move(link));
+  if (!reachable) links_.back()->drop();
 }
 
 void RawTarget::on_completions(std::span<const transport::Completion> batch) {
@@ -201,6 +205,7 @@ void RawTarget::on_completions(std::span<const transport::Completion> batch) {
       group_->release(completion.message.buffer_id);
       commands.push_back(capsule.sqe);
       if (!capsule.data.empty()) ++in_capsule;
+      if (link->connection_ == nullptr) continue;
       if (!script || !script(*link, capsule)) serve(*link, capsule);
       continue;
     }
