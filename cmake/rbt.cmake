@@ -97,6 +97,8 @@ function(rbt_install_package)
   write_basic_package_version_file(${PROJECT_BINARY_DIR}/rbt-config-version.cmake COMPATIBILITY SameMinorVersion)
   install(FILES ${PROJECT_BINARY_DIR}/rbt-config.cmake ${PROJECT_BINARY_DIR}/rbt-config-version.cmake
     DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/rbt)
+  # Relative, so that the tree can be installed anywhere (cmake --install --prefix).
+  file(RELATIVE_PATH RBT_PC_TO_PREFIX ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
   foreach(name target initiator)
     configure_file(${PROJECT_SOURCE_DIR}/cmake/rbt-${name}.pc.in ${PROJECT_BINARY_DIR}/rbt-${name}.pc @ONLY)
     install(FILES ${PROJECT_BINARY_DIR}/rbt-${name}.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
