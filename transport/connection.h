@@ -60,8 +60,11 @@ class Connection {
   virtual ~Connection() = default;
   /// All or nothing. Queues; PollGroup::flush() hands the batch over with one doorbell.
   virtual PostResult post(std::span<const WorkRequest> requests) = 0;
-  /// Starts the end: nothing posted completes any more; then on_closed(). Any state, any number of times.
+  /// Starts the end: nothing posted completes any more, but for what on_completions() has in hand at that moment; then
+  /// on_closed(). Any state, any number of times.
   virtual void close() = 0;
+  /// Both: of a connection made by connect(), from on_established() on; which device leads to the peer is not known
+  /// before.
   [[nodiscard]] virtual const ConnectionLimits& limits() const noexcept = 0;
   [[nodiscard]] virtual ProtectionDomain& domain() const noexcept = 0;
   /// For messages: "10.0.0.2:51312", "pid 4711, uid 1000".

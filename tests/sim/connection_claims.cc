@@ -239,6 +239,15 @@ void nothing_after_close(FabricUnderTest& fabric) {
   const Bytes8 after = target.bytes(0, target.size());
   rig.run_a_while();
   CHECK(target.bytes(0, target.size()) == after);
+
+  const auto other = rig.connect({.send_depth = 64});
+  for (std::uint64_t i = 0; i < 64; ++i)
+    other.client.post_send(large, 0, 64, i);
+  rig.expect([&] { return other.client.completed() >= 1; }, "the first of many small ones is done");
+  const std::size_t small_done = other.client.completed();
+  other.client.connection->close();
+  rig.expect([&] { return other.client.closed; }, "it closes with answers under way");
+  CHECK(other.client.completed() == small_done);
 }
 
 void close_in_callbacks(FabricUnderTest& fabric) {

@@ -220,6 +220,17 @@ TEST_CASE("A device that goes takes its connections with it, the other device's 
   if (servers[0]->connection->domain().name() != "server/sim0") std::swap(servers[0], servers[1]);
   REQUIRE(servers[0]->connection->domain().name() == "server/sim0");
   REQUIRE(servers[1]->connection->domain().name() == "server/sim1");
+  // A key of the other device's protection domain opens nothing here.
+  Buffer theirs(servers[1]->connection->domain(), 64, RemoteAccess::write);
+  Buffer ours(clients[0]->connection->domain(), 64, RemoteAccess::none);
+  End& stranger = rig.client.connect(fabric.uri("server.0", 4420));
+  rig.expect([&] { return !rig.server.requests.empty(); }, "a third connect arrives");
+  End& host = rig.server.accept();
+  rig.expect([&] { return stranger.established && host.established; }, "it is established");
+  stranger.post_write(ours, theirs, 64);
+  rig.expect([&] { return stranger.completed() == 1; }, "a write with a foreign key completes");
+  CHECK(stranger.done[0].status == CompletionStatus::remote_access_error);
+
   Buffer buffer(servers[0]->connection->domain(), 64, RemoteAccess::none);
   servers[0]->post_send(buffer, 0, 64);
   fabric.network.faults().remove_device("server", 0);

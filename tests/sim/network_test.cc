@@ -53,6 +53,78 @@ TEST_CASE("An action happens at its time, in the middle of what else goes on") {
   CHECK(at == milliseconds(7));
 }
 
+TEST_CASE("What happens at the same instant happens in the order of asking") {
+  Network network;
+  std::vector<int> order, expected;
+  const Instant when = network.clock().now() + seconds(1);
+  for (int i = 0; i < 50; ++i) {
+    expected.push_back(i);
+    network.at(when, [&order, i] { order.push_back(i); });
+  }
+  CHECK(network.settle());
+  CHECK(order == expected);
+}
+
+TEST_CASE("close() takes back what lies in the queue and has not been delivered") {
+  SimUnderTest fabric;
+  Rig rig(fabric, {.receive_depth = 64, .receive_size = 64});
+  const auto pair = rig.connect();
+  Buffer ours(pair.client.connection->domain(), 64, RemoteAccess::none);
+  Buffer theirs(pair.server.connection->domain(), 64, RemoteAccess::none);
+  bool first = true;
+  int depth = 0;
+  pair.client.on_any = [&](const Completion&) {
+    CHECK(depth == 0);  // this reactor is not turned again while it is here
+    ++depth;
+    if (first) {
+      first = false;
+      for (std::uint64_t i = 0; i < 40; ++i) {
+        pair.client.post_send(ours, 0, 64, i);
+        pair.server.post_send(theirs, 0, 64, i);
+      }
+      rig.client.group->flush();
+      // The server goes on alone; all that comes for the client lies there.
+      CHECK(fabric.server_reactor().run_until(
+          [&] { return pair.server.messages.size() == 41 && pair.server.completed() == 40; },
+          fabric.network.clock().now() + seconds(1)));
+      CHECK_FALSE(fabric.server_reactor().run_until([] { return false; }, fabric.network.clock().now() + seconds(1)));
+      pair.client.connection->close();
+    }
+    --depth;
+  };
+  pair.client.post_send(ours, 0, 64);
+  rig.expect([&] { return pair.client.closed; }, "it closes");
+  CHECK(pair.client.completed() == 1);
+  CHECK(pair.client.messages.empty());
+  // The 40 receive buffers are there again: 64 messages find one each.
+  const auto next = rig.connect();
+  rig.client.hold_receives = true;
+  for (std::uint64_t i = 0; i < 64; ++i)
+    next.server.post_send(theirs, 0, 64, i);
+  rig.expect([&] { return next.client.messages.size() == 64; }, "as many messages as buffers arrive");
+  CHECK(rig.client.group->counters().receives_stalled == 0);
+}
+
+TEST_CASE("READs beyond the limit wait for earlier ones, and what is behind them waits too") {
+  for (const std::uint32_t limit : {1U, 8U}) {
+    SimUnderTest fabric({.link = {.latency = milliseconds(1), .jitter = Duration{0}}});
+    Rig rig(fabric);
+    const auto pair = rig.connect({.incoming_reads = limit});
+    CHECK(pair.server.connection->limits().read_depth == limit);
+    Buffer far(pair.client.connection->domain(), 64, RemoteAccess::read);
+    Buffer near(pair.server.connection->domain(), 64, RemoteAccess::none);
+    const Instant begin = fabric.network.clock().now();
+    for (std::uint64_t i = 0; i < 8; ++i)
+      pair.server.post_read(near, far, 64, i);
+    pair.server.post_send(near, 0, 64, 8);
+    rig.expect([&] { return pair.client.messages.size() == 1; }, "the message behind the READs arrives");
+    const Duration took = fabric.network.clock().now() - begin;
+    if (limit == 1) CHECK(took >= milliseconds(2 * 7 + 1));  // seven round trips, then the last goes
+    if (limit == 8) CHECK(took < milliseconds(2));           // it follows them without waiting for their data
+    rig.expect([&] { return pair.server.completed() == 9; }, "everything completes");
+  }
+}
+
 TEST_CASE("A world in which nothing can happen any more is reported and not spun on") {
   SimUnderTest fabric;
   Rig rig(fabric);

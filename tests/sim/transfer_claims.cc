@@ -285,6 +285,15 @@ void past_the_end(FabricUnderTest& fabric) {
     request.remote_address = target.address() + 8192 - 511;
   });
 }
+void long_past_the_end(FabricUnderTest& fabric) {
+  expect_forbidden(fabric, RemoteAccess::read_write,
+                   [all = Segment{}](WorkRequest& request, const Buffer& target) mutable {
+                     all = request.segments[0];
+                     all.length = 8192;  // its first packets would fit
+                     request.segments = {&all, 1};
+                     request.remote_address = target.address() + 1;
+                   });
+}
 void before_the_start(FabricUnderTest& fabric) {
   expect_forbidden(fabric, RemoteAccess::read_write,
                    [](WorkRequest& request, const Buffer& target) { request.remote_address = target.address() - 1; });
@@ -423,6 +432,7 @@ constexpr std::array kClaims{
     Claim{"an unknown key costs this connection only", bad_key},
     Claim{"key zero costs this connection only", zero_key},
     Claim{"a write past the end costs this connection only", past_the_end},
+    Claim{"a long write that ends past the end changes nothing", long_past_the_end},
     Claim{"a write before the start costs this connection only", before_the_start},
     Claim{"a range that wraps costs this connection only", around_the_world},
     Claim{"a read past the end costs this connection only", read_past_the_end},

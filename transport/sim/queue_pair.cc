@@ -42,6 +42,16 @@ QueuePair::~QueuePair() {
   world_.agenda().leave(id_);
 }
 
+const ConnectionLimits& QueuePair::limits() const noexcept {
+  check(device_known_, "limits() of a connection made by connect(), from on_established() on");
+  return limits_;
+}
+
+ProtectionDomain& QueuePair::domain() const noexcept {
+  check(device_known_, "domain() of a connection made by connect(), from on_established() on");
+  return device_.domain;
+}
+
 Machine& QueuePair::machine() const noexcept {
   return group_.machine();
 }
@@ -129,6 +139,7 @@ void QueuePair::on_knock() {
 
 void QueuePair::begin_accept(Request& request, const AcceptOptions& options) {
   state_ = State::accepted;
+  device_known_ = true;
   peer_ = request.peer();
   peer_machine_ = &request.connector_machine();
   peer_id_ = request.connector();
@@ -190,7 +201,7 @@ void QueuePair::become_established() {
 
 void QueuePair::tell_established() {
   if (told_established_) return;
-  told_established_ = true;
+  told_established_ = device_known_ = true;
   // The accepting side hears nothing in a ready-to-use.
   handler_.on_established(remote_.host.empty() ? std::span<const std::byte>{}
                                                : std::span<const std::byte>(cm_data_.data(), cm_data_size_));

@@ -29,8 +29,8 @@ class QueuePair final : public Connection, public Actor {
   // Connection.
   PostResult post(std::span<const WorkRequest> requests) override;
   void close() override;
-  [[nodiscard]] const ConnectionLimits& limits() const noexcept override { return limits_; }
-  [[nodiscard]] ProtectionDomain& domain() const noexcept override { return device_.domain; }
+  [[nodiscard]] const ConnectionLimits& limits() const noexcept override;
+  [[nodiscard]] ProtectionDomain& domain() const noexcept override;
   [[nodiscard]] const std::string& peer() const noexcept override { return peer_; }
 
   // Actor.
@@ -177,6 +177,7 @@ class QueuePair final : public Connection, public Actor {
   std::array<std::byte, kReplyDataSize> cm_data_{};  // our request; later the peer's reply or reject
   std::size_t cm_data_size_ = 0;
   bool told_established_ = false;
+  bool device_known_ = false;        // to the consumer: over verbs, the route decides which device it is
   bool disconnect_pending_ = false;  // or told already
   bool severed_ = false;
   int goodbyes_ = 0;
