@@ -9,6 +9,7 @@
 #include <array>
 #include <cerrno>
 #include <span>
+#include <utility>
 
 namespace rbt::transport {
 
@@ -112,7 +113,25 @@ std::size_t Reactor::poll_descriptors(int timeout_ms) {
   return handled;
 }
 
+namespace {
+
+/// Sets the flag for its lifetime; a turn may lie within another one (a caller that waits inside a callback).
+class Turning {
+ public:
+  explicit Turning(bool& flag) noexcept : flag_(flag), before_(std::exchange(flag, true)) {}
+  ~Turning() { flag_ = before_; }
+  Turning(const Turning&) = delete;
+  Turning& operator=(const Turning&) = delete;
+
+ private:
+  bool& flag_;
+  bool before_;
+};
+
+}  // namespace
+
 bool Reactor::turn() {
+  const Turning turning(turning_);
   now_ = clock_.now();
   std::size_t work = mailbox_.run();
   work += timers_.run(now_);

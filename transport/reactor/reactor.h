@@ -90,6 +90,8 @@ class Reactor {
 
   /// One pass over mailbox, timers, sources and, now and then, descriptors; never sleeps. True if anything was done.
   bool turn();
+  /// True from within turn(): nobody may turn it again before that has returned.
+  [[nodiscard]] bool turning() const noexcept { return turning_; }
   /// Turns and sleeps until stop().
   void run();
   /// Turns and sleeps until `done` returns true (then true), or `deadline` has passed or stop() was called (then false).
@@ -119,6 +121,7 @@ class Reactor {
   std::vector<Source*> sources_;  // null: removed during the pass
   std::vector<std::unique_ptr<Watched>> watched_;
   bool in_pass_ = false;
+  bool turning_ = false;
   ReactorCounters counters_;
 };
 
