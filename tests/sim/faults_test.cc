@@ -176,6 +176,15 @@ TEST_CASE("A key that is not the receiver's to give up costs the receiver the co
   CHECK(pair.client.healthy());
 }
 
+TEST_CASE("A message larger than a receive buffer shows as a failed receive, without a buffer to give back") {
+  World world;
+  const auto pair = world.rig.connect();
+  Buffer buffer(pair.client.connection->domain(), 4161, RemoteAccess::none);
+  pair.client.post_send(buffer, 0, 4161);
+  world.rig.expect([&] { return pair.client.completed() == 1 && pair.server.disconnected.has_value(); }, "it ends");
+  CHECK(pair.server.failed);
+}
+
 TEST_CASE("A peer that knocks and then stays silent is dropped in time") {
   World world;
   world.rig.server.listen(world.fabric.address(), {.half_open = milliseconds(700)});

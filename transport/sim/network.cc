@@ -123,7 +123,6 @@ bool Network::settle(std::uint64_t steps_max) {
 
 void Network::wait(Reactor& reactor, std::optional<Instant> until) {
   World& world = parts_->world;
-  const World::Busy busy(world, reactor);
   if (world.turn_all()) return;
   const auto timer = world.next_timer();
   std::optional<Instant> limit = until;

@@ -89,7 +89,7 @@ World::Participant* World::find(const Reactor& reactor) noexcept {
 
 void World::join(Reactor& reactor, Group* group) {
   Participant* participant = find(reactor);
-  if (participant == nullptr) participant = &participants_.emplace_back(Participant{&reactor, {}, false});
+  if (participant == nullptr) participant = &participants_.emplace_back(Participant{&reactor, {}});
   participant->groups.push_back(group);
 }
 
@@ -102,8 +102,9 @@ void World::leave(Reactor& reactor, Group* group) noexcept {
 }
 
 bool World::turns(const Participant& participant) noexcept {
-  return !participant.busy && std::any_of(participant.groups.begin(), participant.groups.end(),
-                                          [](const Group* group) { return group == nullptr || !group->dead(); });
+  return !participant.reactor->turning() &&
+         std::any_of(participant.groups.begin(), participant.groups.end(),
+                     [](const Group* group) { return group == nullptr || !group->dead(); });
 }
 
 bool World::turn_all() {
@@ -115,9 +116,7 @@ bool World::turn_all() {
   for (std::size_t i = 0; i < count; ++i) {
     const std::size_t at = (first + i) % count;
     if (at >= participants_.size() || !turns(participants_[at])) continue;  // a turn may end others' participation
-    Reactor& reactor = *participants_[at].reactor;
-    const Busy busy(*this, reactor);
-    worked |= reactor.turn();
+    worked |= participants_[at].reactor->turn();
   }
   return worked;
 }
@@ -142,15 +141,6 @@ std::optional<Instant> World::next_timer() const noexcept {
     if (next && (!earliest || *next < *earliest)) earliest = next;
   }
   return earliest;
-}
-
-World::Busy::Busy(World& world, const Reactor& reactor) : world_(world), reactor_(reactor) {
-  if (Participant* participant = world_.find(reactor_); participant != nullptr)
-    was_busy_ = std::exchange(participant->busy, true);
-}
-
-World::Busy::~Busy() {
-  if (Participant* participant = world_.find(reactor_); participant != nullptr) participant->busy = was_busy_;
 }
 
 }  // namespace rbt::transport::sim

@@ -65,27 +65,13 @@ class World {
   /// `group` null: added by the test itself.
   void join(Reactor& reactor, Group* group);
   void leave(Reactor& reactor, Group* group) noexcept;
-  /// Turns everybody who is not on the stack already. True if anybody did anything.
+  /// Turns everybody who is not turning already. True if anybody did anything.
   bool turn_all();
   /// Lets events happen until a poll group has something to deliver or `limit` would be passed. False: no event did.
   bool deliver_events(std::optional<Instant> limit);
   /// The earliest timer of any reactor that is turned.
   [[nodiscard]] std::optional<Instant> next_timer() const noexcept;
   void ready() noexcept { something_ready_ = true; }  ///< a poll group has something to deliver
-  /// Marks a reactor as being on the stack; turn_all() leaves it alone.
-  class Busy {
-   public:
-    Busy(World& world, const Reactor& reactor);
-    ~Busy();
-    Busy(const Busy&) = delete;
-    Busy& operator=(const Busy&) = delete;
-
-   private:
-    World& world_;
-    const Reactor& reactor_;
-    bool was_busy_ = false;
-  };
-
   std::uint64_t violations = 0;
   std::uint64_t deadlocks = 0;
 
@@ -93,7 +79,6 @@ class World {
   struct Participant {
     Reactor* reactor = nullptr;
     std::vector<Group*> groups;  // null: added by the test itself
-    bool busy = false;
   };
   using Pair = std::pair<std::uint32_t, std::uint32_t>;  // machines' numbers, the smaller first
   [[nodiscard]] static Pair pair(const Machine& a, const Machine& b) noexcept;
