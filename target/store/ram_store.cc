@@ -36,7 +36,10 @@ struct Zeroing {
 class RamQueue final : public StoreQueue, private transport::Source {
  public:
   RamQueue(RamStore& store, transport::Reactor& reactor) : store_(store), reactor_(reactor) {}
-  ~RamQueue() override { check(zeroing_.empty(), "a store queue is destroyed when nothing is pending"); }
+  ~RamQueue() override {
+    check(zeroing_.empty(), "a store queue is destroyed when nothing is pending");
+    if (listed_) reactor_.remove(*this);
+  }
 
   Progress acquire(Lease& lease, StoreRequest&) override {
     const transport::MemorySpan& memory = store_.memory().memory();
@@ -77,20 +80,20 @@ class RamQueue final : public StoreQueue, private transport::Source {
     if (zero_slice(work)) return Progress::done();
     auto& record = StoreRequestAccess::make<Zeroing>(request);
     record = work;
-    if (zeroing_.empty()) reactor_.add(*this);
     zeroing_.push(record);
+    if (!std::exchange(listed_, true)) reactor_.add(*this);
     return Progress::later();
   }
 
   std::size_t poll() override {
-    if (zero_slice(zeroing_.front())) {
-      Zeroing& done = zeroing_.pop();
-      if (zeroing_.empty()) reactor_.remove(*this);
-      done.request->on_store_done(StoreStatus::ok);
+    if (zero_slice(zeroing_.front())) zeroing_.pop().request->on_store_done(StoreStatus::ok);
+    if (zeroing_.empty()) {
+      listed_ = false;
+      reactor_.remove(*this);
     }
     return 1;
   }
-  [[nodiscard]] bool arm() override { return false; }  // it is a source only while there is work
+  [[nodiscard]] bool arm() override { return zeroing_.empty(); }  // it is a source only while there is work
 
   /// Zeroes up to kSliceMax bytes. True: all of it is done.
   bool zero_slice(Zeroing& work) {
@@ -122,6 +125,7 @@ class RamQueue final : public StoreQueue, private transport::Source {
   RamStore& store_;
   transport::Reactor& reactor_;
   RecordQueue<Zeroing> zeroing_;
+  bool listed_ = false;  // a source of the reactor
 };
 
 }  // namespace

@@ -4,11 +4,12 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <utility>
 
+#include "common/log.h"
 #include "common/nvme/uuid.h"
-#include "common/sizes.h"
+#include "target/store/file_store.h"
+#include "target/store/identity.h"
 #include "target/store/null_store.h"
 #include "target/store/ram_store.h"
 #include "target/store/spec_text.h"
@@ -23,13 +24,6 @@ struct Kind {
   SpecName name;
   Opened (*open)(std::string_view spec, const SpecPart& part, const StoreEnvironment& environment);
 };
-
-Identity fresh_identity(Random& random) {
-  const nvme::Uuid uuid = nvme::Uuid::generate(random);
-  Identity identity;
-  std::memcpy(identity.data(), uuid.bytes().data(), identity.size());
-  return identity;
-}
 
 /// What ram and null have in common: a size, in whole blocks.
 struct Sized {
@@ -101,12 +95,48 @@ Opened open_null(std::string_view spec, const SpecPart& part, const StoreEnviron
   return NullStore::create(std::string(spec), {*size, sized.block_shift}, fresh_identity(environment.random));
 }
 
-constexpr std::array<Kind, 2> kKinds{{{{"ram", false}, open_ram}, {{"null", false}, open_null}}};
+Result<void> take_file_option(const SpecReader& reader, const SpecOption& option, FileOptions& options) {
+  const std::string& key = option.key.text;
+  if (key == "readonly") {
+    options.read_only = true;
+    return reader.flag(option);
+  }
+  if (key == "block") return reader.block(option).map([&](BlockShift shift) { options.block_shift = shift; });
+  if (key == "direct") {
+    constexpr std::array kWords{DirectIo::if_possible, DirectIo::always, DirectIo::never};
+    return reader.word(option, {"auto", "on", "off"}).map([&](std::size_t word) { options.direct = kWords.at(word); });
+  }
+  if (key != "uuid") return failure(reader.unknown(option));
+  auto text = reader.value(option);
+  if (!text) return failure(std::move(text.error()));
+  const auto uuid = nvme::Uuid::parse(*text);
+  if (!uuid || uuid->is_zero())
+    return failure(reader.problem(option, fmt::format("'{}' is not a UUID, which looks like "
+                                                      "6c0a1e2b-0f0c-4b0e-9a51-3d5d8a3a9c11",
+                                                      printable(*text))));
+  options.identity = identity_of(*uuid);
+  return {};
+}
+
+Opened open_file(std::string_view spec, const SpecPart& part, const StoreEnvironment& environment) {
+  const SpecReader reader(spec, part, "block=512|1024|2048|4096, readonly, direct=auto|on|off, uuid=UUID");
+  if (!part.argument) return failure(reader.missing("the path of a file or a block device"));
+  FileOptions options;
+  options.path = part.argument->text;
+  for (const SpecOption& option : part.options)
+    if (auto taken = take_file_option(reader, option, options); !taken) return failure(std::move(taken.error()));
+  return FileStore::create(std::string(spec), options, environment);
+}
+
+constexpr std::array<Kind, 3> kKinds{
+    {{{"file", true}, open_file}, {{"null", false}, open_null}, {{"ram", false}, open_ram}}};
 
 }  // namespace
 
 std::string_view store_spec_help() noexcept {
-  return "ram:size=SIZE[,block=512|1024|2048|4096][,huge=auto|never]   memory, gone with the process\n"
+  return "file:PATH[,block=512|1024|2048|4096][,readonly][,direct=auto|on|off][,uuid=UUID]\n"
+         "                                                             an image or a block device; ',' in PATH: \\,\n"
+         "ram:size=SIZE[,block=512|1024|2048|4096][,huge=auto|never]   memory, gone with the process\n"
          "null:size=SIZE[,block=…]                                     zeroes; forgets what is written\n";
 }
 

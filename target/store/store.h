@@ -54,7 +54,7 @@ class StoreRequest {
 
  private:
   friend class StoreRequestAccess;                  // target/store/store_request.h: what stores keep in here
-  alignas(8) std::array<std::byte, 64> scratch_{};  // so that a queued operation costs no allocation
+  alignas(8) std::array<std::byte, 96> scratch_{};  // so that a queued operation costs no allocation
 };
 
 /// Memory that stands for a block range, from a successful acquire() until release().
@@ -89,7 +89,8 @@ struct Geometry {
 /// Who a namespace is, for good: NGUID and UUID of Identify. The same bytes in both.
 using Identity = std::array<std::byte, 16>;
 
-/// One reactor's way to a store. Every call on that reactor's thread; completions too. Destroy when nothing is pending.
+/// One reactor's way to a store. Every call on that reactor's thread; completions too. Destroy it when nothing
+/// is pending, and not from within on_store_done().
 class StoreQueue {
  public:
   virtual ~StoreQueue() = default;

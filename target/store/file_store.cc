@@ -1,0 +1,118 @@
+#include "target/store/file_store.h"
+
+#include <fmt/format.h>
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "target/store/file_queue.h"
+#include "target/store/thread_queue.h"
+#include "target/store/uring_queue.h"
+
+namespace rbt::target {
+
+namespace {
+
+std::unique_ptr<IoQueueFactory> choose_io(const std::string& spec, Logger& logger) {
+  auto uring = UringFactory::probe();
+  if (uring) return std::make_unique<UringFactory>(std::move(*uring));
+  logger.warning("store '{}': {}; threads read and write instead, which is slower", spec, uring.error().message());
+  return std::make_unique<ThreadFactory>();
+}
+
+constexpr std::uint32_t bit(IoOperation::Kind kind) noexcept {
+  return 1U << static_cast<unsigned>(kind);
+}
+
+}  // namespace
+
+FileStore::FileStore(std::string spec, FileMedium medium, const StoreEnvironment& environment, std::byte* zeroes)
+    : spec_(std::move(spec)),
+      medium_(std::move(medium)),
+      clock_(environment.clock),
+      logger_(environment.logger),
+      own_io_(environment.io == nullptr ? choose_io(spec_, logger_) : nullptr),
+      io_(environment.io == nullptr ? own_io_.get() : environment.io),
+      zeroes_(zeroes),
+      size_(medium_.geometry().blocks.value() << medium_.geometry().block_shift.value()) {}
+
+FileStore::~FileStore() {
+  ::munmap(zeroes_, kZeroesSize);
+}
+
+Result<std::unique_ptr<Store>> FileStore::create(std::string spec, const FileOptions& options,
+                                                 const StoreEnvironment& environment) {
+  auto medium = FileMedium::open(options, environment);
+  if (!medium) return failure(std::move(medium.error()));
+  // Private, anonymous, read-only: every page of it is the kernel's one page of zeroes.
+  void* const zeroes = ::mmap(nullptr, kZeroesSize, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (zeroes == MAP_FAILED) return errno_failure(errno, fmt::format("store '{}': mapping 1 MiB of zeroes", spec));
+  return std::unique_ptr<Store>(
+      new FileStore(std::move(spec), std::move(*medium), environment, static_cast<std::byte*>(zeroes)));
+}
+
+std::uint64_t FileStore::refresh_size() const noexcept {
+  const auto size = medium_.size_now();
+  if (!size) return size_.load(std::memory_order_relaxed);
+  const std::uint64_t before = size_.exchange(*size, std::memory_order_relaxed);
+  if (before != *size)
+    logger_.warning("store '{}': it had {} bytes and has {} now{}", spec_, before, *size,
+                    *size < before ? ": what lies behind the end fails until it is that long again" : "");
+  return *size;
+}
+
+Geometry FileStore::geometry() const {
+  Geometry geometry = medium_.geometry();
+  geometry.blocks = geometry.block_shift.blocks(Bytes(refresh_size()));
+  if (refuses(IoOperation::Kind::zero_range)) geometry.write_zeroes = Ability::emulated;
+  return geometry;
+}
+
+bool FileStore::reaches(std::uint64_t end) const noexcept {
+  return refresh_size() >= end;
+}
+
+bool FileStore::refuses(IoOperation::Kind kind) const noexcept {
+  return (refusals_.load(std::memory_order_relaxed) & bit(kind)) != 0;
+}
+
+void FileStore::remember_refusal(IoOperation::Kind kind) noexcept {
+  refusals_.fetch_or(bit(kind), std::memory_order_relaxed);
+}
+
+void FileStore::remember_lost_writes(int error) noexcept {
+  if (lost_writes_.exchange(true, std::memory_order_acq_rel)) return;
+  logger_.error("{}",
+                Error::from_errno(error, fmt::format("store '{}': fdatasync", spec_),
+                                  "writes that hosts believe to be cached may be lost, so that every flush fails from "
+                                  "now on: look after the medium, then restart")
+                    .message());
+}
+
+Result<std::unique_ptr<StoreQueue>> FileStore::open_queue(const StoreQueueContext& context) {
+  auto queue = FileQueue::open(*this, context, *io_);
+  if (!queue) return failure(std::move(queue.error()).within(fmt::format("store '{}'", spec_)));
+  return std::unique_ptr<StoreQueue>(std::move(*queue));
+}
+
+StoreStatus file_status(int error, Intent intent) noexcept {
+  const StoreStatus failed = intent == Intent::read ? StoreStatus::read_error : StoreStatus::write_error;
+  switch (error) {
+    case ENOSPC:
+    case EDQUOT: return StoreStatus::no_space;
+    case EROFS:
+    case EPERM:
+    case EBADF:
+    case EACCES: return intent == Intent::write ? StoreStatus::read_only : failed;
+    case EOPNOTSUPP: return StoreStatus::unsupported;
+    case EAGAIN:
+    case EINTR:
+    case ENOMEM:
+    case EBUSY:
+    case ECANCELED: return StoreStatus::unavailable;
+    default: return failed;
+  }
+}
+
+}  // namespace rbt::target

@@ -1,0 +1,67 @@
+#pragma once
+// A disk in a file or on a block device.
+
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "common/result.h"
+#include "target/store/file_medium.h"
+#include "target/store/io_queue.h"
+#include "target/store/store.h"
+
+namespace rbt::target {
+
+/// Data goes through the pool's buffers. FUA is RWF_DSYNC, flush is fdatasync, shared by the flushes that arrive while
+/// one is running. Once an fdatasync has failed, no flush of this store succeeds any more: the kernel reports such a
+/// loss once, to one caller, and forgets it, so that only a restart, after which hosts look again, is honest.
+/// Thread-safe.
+class FileStore final : public Store {
+ public:
+  [[nodiscard]] static Result<std::unique_ptr<Store>> create(std::string spec, const FileOptions& options,
+                                                             const StoreEnvironment& environment);
+  ~FileStore() override;
+
+  /// Asks the file how large it is: a system call.
+  [[nodiscard]] Geometry geometry() const override;
+  [[nodiscard]] const Identity& identity() const noexcept override { return medium_.identity(); }
+  [[nodiscard]] const std::string& spec() const noexcept override { return spec_; }
+  [[nodiscard]] Result<void> prepare(transport::ProtectionDomain&) override { return {}; }  // the pool's owner did it
+  [[nodiscard]] Result<std::unique_ptr<StoreQueue>> open_queue(const StoreQueueContext& context) override;
+
+  // For queues.
+  [[nodiscard]] const FileMedium& medium() const noexcept { return medium_; }
+  [[nodiscard]] const Clock& clock() const noexcept { return clock_; }
+  [[nodiscard]] Logger& logger() const noexcept { return logger_; }
+  /// Whether the file still reaches to `end` (bytes); one system call. Tells the log when it has shrunk or grown.
+  [[nodiscard]] bool reaches(std::uint64_t end) const noexcept;
+  /// What the file has refused once it is not asked for again. Relaxed: a hint.
+  [[nodiscard]] bool refuses(IoOperation::Kind kind) const noexcept;
+  void remember_refusal(IoOperation::Kind kind) noexcept;
+  [[nodiscard]] bool lost_writes() const noexcept { return lost_writes_.load(std::memory_order_acquire); }
+  /// An fdatasync failed.
+  void remember_lost_writes(int error) noexcept;
+  /// kZeroesSize bytes of zeroes that take up no memory.
+  static constexpr std::size_t kZeroesSize = kMiB;
+  [[nodiscard]] std::byte* zeroes() const noexcept { return zeroes_; }
+
+ private:
+  FileStore(std::string spec, FileMedium medium, const StoreEnvironment& environment, std::byte* zeroes);
+  [[nodiscard]] std::uint64_t refresh_size() const noexcept;
+
+  std::string spec_;
+  FileMedium medium_;
+  const Clock& clock_;
+  Logger& logger_;
+  std::unique_ptr<IoQueueFactory> own_io_;
+  IoQueueFactory* io_;
+  std::byte* zeroes_;
+  mutable std::atomic<std::uint64_t> size_;  // as last seen; exchanged by whoever sees another
+  std::atomic<std::uint32_t> refusals_{0};   // bit per IoOperation::Kind
+  std::atomic<bool> lost_writes_{false};     // released by the queue that saw it, acquired by every flush
+};
+
+/// The status for a failed system call: `write` for writes, fallocate and fdatasync.
+[[nodiscard]] StoreStatus file_status(int error, Intent intent) noexcept;
+
+}  // namespace rbt::target
