@@ -34,6 +34,11 @@ Error connect_error(const nvme::CompletionQueueEntry& answer, const Association&
                                association.host_nqn.text(), association.subsystem.text()));
   if (code == StatusCode::connect_controller_busy)
     return refused(ErrorKind::in_use, "the controller is busy, or already has this queue; try again in a moment");
+  if (code == StatusCode::command_sequence_error)  // what Linux and rbt-target answer for a queue that exists
+    return refused(
+        ErrorKind::in_use,
+        "the controller still has this queue, from a connection that it has not noticed to be lost; try again, "
+        "or connect a new session");
   if (code == StatusCode::connect_restart_discovery || code == StatusCode::discover_restart)
     return refused(ErrorKind::not_found, "the target wants discovery to be run again");
   if (code == StatusCode::connect_incompatible_format)

@@ -138,8 +138,9 @@ class Session {
   /// I/O queues that the controller granted: how many queue pairs may be open at a time.
   [[nodiscard]] std::uint32_t io_queues() const noexcept;
 
-  /// On the caller's thread and on `reactor`, which that thread turns and which is turned here until the
-  /// queue is connected. Errors: resource if all granted queues are open; what connect() can say.
+  /// On the caller's thread and on `reactor`, which that thread turns and which is turned here until the queue is
+  /// connected. Errors: resource if all granted queues are open; in_use if the target has not noticed yet that the
+  /// connection of an earlier queue pair was lost (then a new session is the way, as for Linux); what connect() can say.
   [[nodiscard]] Result<std::unique_ptr<QueuePair>> open_queue_pair(transport::Reactor& reactor,
                                                                    const QueuePairOptions& options);
 
