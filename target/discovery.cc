@@ -69,7 +69,8 @@ std::vector<std::byte> build_discovery_log(const Connection& connection, const n
       if (core.addresses[i].fabric == fabric)
         entries.push_back(make_entry(*subsystem, core.addresses[i], i + 1, connection.local_host()));
   }
-  nvmf_discovery_log header{};
+  nvmf_discovery_log header;  // not {}: it ends in an array of no size, which clang does not want to initialise
+  std::memset(&header, 0, sizeof header);
   header.numrec = to_le(static_cast<std::uint64_t>(entries.size()));
   std::vector<std::byte> log(sizeof header + entries.size() * sizeof(nvmf_disc_log_entry));
   std::memcpy(log.data(), &header, sizeof header);

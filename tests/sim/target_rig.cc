@@ -29,6 +29,12 @@ std::vector<std::byte> some_bytes(std::size_t size, std::uint64_t seed) {
   return bytes;
 }
 
+std::unique_ptr<target::Store> make_ram_store(TargetRig& rig, Random& random) {
+  auto store = target::make_store("ram:size=1MiB", {.clock = rig.network.clock(), .random = random, .logger = rig.logger});
+  REQUIRE(store.has_value());
+  return std::move(*store);
+}
+
 TargetRig::TargetRig(RigOptions options) : network(options.network, logger) {
   const auto make_reactor = [&] {
     auto reactor = Reactor::create(network.clock(), logger, {.waiter = &network});
@@ -62,7 +68,7 @@ TargetRig::TargetRig(RigOptions options) : network(options.network, logger) {
 TargetRig::~TargetRig() {
   network.faults().heal();
   host->close_all();
-  CHECK(run_until([&] { return target->statistics().connections() == 0 && host->connections() == 0; }));
+  CHECK(run_until([&] { return target->statistics().connections() == 0 && (host_died || host->connections() == 0); }));
   const auto statistics = target->statistics();
   CHECK(statistics.controllers == 0);
   for (const auto& reactor : statistics.reactors) CHECK(reactor.buffers_free == reactor.buffers_size);

@@ -103,8 +103,11 @@ class TargetRig {
   std::unique_ptr<transport::Reactor> host_reactor;
   std::unique_ptr<target::Target> target;
   std::unique_ptr<RawHost> host;
+  bool host_died = false;  ///< the dead close no connections
 };
 
+/// A store as the rig's own; its identity comes from `random`.
+[[nodiscard]] std::unique_ptr<target::Store> make_ram_store(TargetRig& rig, Random& random);
 /// `size` bytes that depend on `seed` and their place.
 [[nodiscard]] std::vector<std::byte> some_bytes(std::size_t size, std::uint64_t seed);
 
