@@ -7,7 +7,9 @@ namespace {
 constexpr std::uint64_t kManualEpochMs = 1'577'836'800'000;
 }  // namespace
 
-Instant SystemClock::now() const noexcept { return std::chrono::steady_clock::now(); }
+Instant SystemClock::now() const noexcept {
+  return std::chrono::steady_clock::now();
+}
 
 std::uint64_t SystemClock::unix_time_ms() const noexcept {
   const auto since_epoch = std::chrono::system_clock::now().time_since_epoch();

@@ -41,7 +41,9 @@ class NullLogger final : public Logger {
 
 }  // namespace
 
-std::unique_ptr<Logger> make_stderr_logger(LogLevel threshold) { return std::make_unique<StderrLogger>(threshold); }
+std::unique_ptr<Logger> make_stderr_logger(LogLevel threshold) {
+  return std::make_unique<StderrLogger>(threshold);
+}
 
 Logger& null_logger() noexcept {
   static NullLogger logger;  // stateless: nothing that one user could do to another
@@ -57,7 +59,9 @@ bool RateLimit::allow(Instant now) noexcept {
   return true;
 }
 
-std::uint64_t RateLimit::take_suppressed() noexcept { return std::exchange(suppressed_, 0); }
+std::uint64_t RateLimit::take_suppressed() noexcept {
+  return std::exchange(suppressed_, 0);
+}
 
 std::string printable(std::string_view text, std::size_t limit) {
   std::string out;

@@ -27,15 +27,21 @@ class Logger {
     if (enabled(level)) write(level, fmt::format(format, std::forward<Args>(args)...));
   }
   template <typename... Args>
-  void debug(fmt::format_string<Args...> f, Args&&... args) { log(LogLevel::debug, f, std::forward<Args>(args)...); }
+  void debug(fmt::format_string<Args...> f, Args&&... args) {
+    log(LogLevel::debug, f, std::forward<Args>(args)...);
+  }
   template <typename... Args>
-  void info(fmt::format_string<Args...> f, Args&&... args) { log(LogLevel::info, f, std::forward<Args>(args)...); }
+  void info(fmt::format_string<Args...> f, Args&&... args) {
+    log(LogLevel::info, f, std::forward<Args>(args)...);
+  }
   template <typename... Args>
   void warning(fmt::format_string<Args...> f, Args&&... args) {
     log(LogLevel::warning, f, std::forward<Args>(args)...);
   }
   template <typename... Args>
-  void error(fmt::format_string<Args...> f, Args&&... args) { log(LogLevel::error, f, std::forward<Args>(args)...); }
+  void error(fmt::format_string<Args...> f, Args&&... args) {
+    log(LogLevel::error, f, std::forward<Args>(args)...);
+  }
 
  protected:
   explicit Logger(LogLevel threshold) noexcept : threshold_(threshold) {}

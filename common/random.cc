@@ -37,7 +37,8 @@ std::uint64_t Random::below(std::uint64_t bound) noexcept {
   // Reject the incomplete last run of residues, so that every value is equally likely.
   const std::uint64_t limit = max() - max() % bound;
   std::uint64_t value = (*this)();
-  while (value >= limit) value = (*this)();
+  while (value >= limit)
+    value = (*this)();
   return value % bound;
 }
 

@@ -40,12 +40,24 @@ using Cid = Quantity<CidTag, std::uint16_t>;
 using Cntlid = Quantity<CntlidTag, std::uint16_t>;
 using Duration = std::chrono::nanoseconds;
 
-constexpr Lba operator+(Lba lba, Blocks count) noexcept { return Lba(lba.value() + count.value()); }
-constexpr Blocks operator-(Lba a, Lba b) noexcept { return Blocks(a.value() - b.value()); }
-constexpr Blocks operator+(Blocks a, Blocks b) noexcept { return Blocks(a.value() + b.value()); }
-constexpr Blocks operator-(Blocks a, Blocks b) noexcept { return Blocks(a.value() - b.value()); }
-constexpr Bytes operator+(Bytes a, Bytes b) noexcept { return Bytes(a.value() + b.value()); }
-constexpr Bytes operator-(Bytes a, Bytes b) noexcept { return Bytes(a.value() - b.value()); }
+constexpr Lba operator+(Lba lba, Blocks count) noexcept {
+  return Lba(lba.value() + count.value());
+}
+constexpr Blocks operator-(Lba a, Lba b) noexcept {
+  return Blocks(a.value() - b.value());
+}
+constexpr Blocks operator+(Blocks a, Blocks b) noexcept {
+  return Blocks(a.value() + b.value());
+}
+constexpr Blocks operator-(Blocks a, Blocks b) noexcept {
+  return Blocks(a.value() - b.value());
+}
+constexpr Bytes operator+(Bytes a, Bytes b) noexcept {
+  return Bytes(a.value() + b.value());
+}
+constexpr Bytes operator-(Bytes a, Bytes b) noexcept {
+  return Bytes(a.value() - b.value());
+}
 
 /// A run of logical blocks. Never wraps: made only by checked().
 struct BlockRange {

@@ -14,24 +14,24 @@
 namespace rbt::transport {
 
 struct ConnectionLimits {
-  std::uint32_t send_depth = 0;      ///< work requests that may be posted and not yet completed (or covered)
-  std::uint32_t read_depth = 0;      ///< RDMA READs that may be outstanding; more wait in order, and all behind them
-  std::uint32_t segments_max = 0;    ///< per work request
-  std::uint32_t inline_max = 0;      ///< bytes, for copy_data
-  std::uint32_t path_mtu = 0;        ///< bytes; 0: a message is not cut into packets
-  std::uint64_t message_max = 0;     ///< bytes in one RDMA READ or WRITE
+  std::uint32_t send_depth = 0;    ///< work requests that may be posted and not yet completed (or covered)
+  std::uint32_t read_depth = 0;    ///< RDMA READs that may be outstanding; more wait in order, and all behind them
+  std::uint32_t segments_max = 0;  ///< per work request
+  std::uint32_t inline_max = 0;    ///< bytes, for copy_data
+  std::uint32_t path_mtu = 0;      ///< bytes; 0: a message is not cut into packets
+  std::uint64_t message_max = 0;   ///< bytes in one RDMA READ or WRITE
 };
 
 /// Why a connection ended, as far as it is known.
 struct Disconnect {
   enum class Reason : std::uint8_t {
-    refused,         ///< the peer rejected our connect; `private_data` is what it said
-    unreachable,     ///< no route, nobody listens, no answer
-    peer_closed,     ///< the peer disconnected in order
-    lost,            ///< the peer died or stopped answering
-    device_removed,  ///< the RDMA device went away
-    address_changed, ///< the local address or port the connection was bound to went away
-    local,           ///< our own side failed; see `error`
+    refused,          ///< the peer rejected our connect; `private_data` is what it said
+    unreachable,      ///< no route, nobody listens, no answer
+    peer_closed,      ///< the peer disconnected in order
+    lost,             ///< the peer died or stopped answering
+    device_removed,   ///< the RDMA device went away
+    address_changed,  ///< the local address or port the connection was bound to went away
+    local,            ///< our own side failed; see `error`
   };
   Reason reason = Reason::lost;
   std::span<const std::byte> private_data{};  ///< valid during the callback
@@ -110,7 +110,7 @@ class ListenerHandler {
 };
 
 struct ListenOptions {
-  int backlog = 128;                         ///< connection requests not yet answered; more are refused
+  int backlog = 128;                             ///< connection requests not yet answered; more are refused
   Duration half_open = std::chrono::seconds(5);  ///< a peer that knocks and then stays silent is dropped after this
 };
 

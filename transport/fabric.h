@@ -43,10 +43,10 @@ struct PollGroupOptions {
 /// Work done so far, for statistics and for tests that gate on counts. Written by the reactor only.
 struct PollGroupCounters {
   std::uint64_t work_requests = 0;
-  std::uint64_t doorbells = 0;       ///< hand-overs of a batch to the device
+  std::uint64_t doorbells = 0;  ///< hand-overs of a batch to the device
   std::uint64_t completions = 0;
-  std::uint64_t wake_ups = 0;        ///< doorbells rung for a sleeping peer, completion events taken
-  std::uint64_t bytes_copied = 0;    ///< by rbt's own code (shm: every payload once)
+  std::uint64_t wake_ups = 0;          ///< doorbells rung for a sleeping peer, completion events taken
+  std::uint64_t bytes_copied = 0;      ///< by rbt's own code (shm: every payload once)
   std::uint64_t receives_stalled = 0;  ///< a message waited because no receive buffer was free
 };
 

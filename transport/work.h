@@ -24,10 +24,10 @@ struct WorkRequest {
   std::span<const Segment> segments{};
 };
 
-enum class [[nodiscard]] PostResult : std::uint8_t {
-  posted,  ///< queued; goes out at the end of this reactor turn at the latest
-  full,    ///< the send queue has no room for all of them; none was taken; try again after a completion
-  dead,    ///< the connection is closing; none was taken
+enum class [[nodiscard]] PostResult : std::uint8_t{
+    posted,  ///< queued; goes out at the end of this reactor turn at the latest
+    full,    ///< the send queue has no room for all of them; none was taken; try again after a completion
+    dead,    ///< the connection is closing; none was taken
 };
 
 enum class CompletionStatus : std::uint8_t {
@@ -43,7 +43,7 @@ enum class CompletionStatus : std::uint8_t {
 
 /// A receive buffer of the poll group, lent to the consumer until PollGroup::release().
 struct ReceivedMessage {
-  std::span<std::byte> bytes;   ///< exactly what was received; registered (`lkey`), writable by nobody else
+  std::span<std::byte> bytes;  ///< exactly what was received; registered (`lkey`), writable by nobody else
   std::uint32_t lkey = 0;
   std::uint32_t buffer_id = 0;  ///< for release()
 };
@@ -55,9 +55,9 @@ struct Completion {
   ConnectionHandler* handler = nullptr;  ///< whose connection; static_cast to the consumer's own type
   Type type = Type::send;
   CompletionStatus status = CompletionStatus::success;
-  std::uint64_t wr_id = 0;                         ///< not for receives
-  ReceivedMessage message;                         ///< receives that succeeded only
-  std::optional<std::uint32_t> invalidated_rkey;   ///< receives: the peer invalidated this key of ours
+  std::uint64_t wr_id = 0;                        ///< not for receives
+  ReceivedMessage message;                        ///< receives that succeeded only
+  std::optional<std::uint32_t> invalidated_rkey;  ///< receives: the peer invalidated this key of ours
 };
 
 }  // namespace rbt::transport

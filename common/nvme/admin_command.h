@@ -18,7 +18,7 @@ inline constexpr std::uint32_t kIdentifyBytes = 4096;
 struct IdentifyCommand {
   Nsid nsid{};
   std::uint8_t cns = 0;  ///< NVME_IDENTIFY_CNS_*
-  Cntlid cntlid{};         ///< for the lists that begin at a controller
+  Cntlid cntlid{};       ///< for the lists that begin at a controller
   std::uint16_t cns_specific = 0;
   std::uint8_t command_set = 0;  ///< CSI: 0 NVM
 };
@@ -35,8 +35,8 @@ struct GetLogPage {
   std::uint8_t lsp = 0;   ///< 7 bits, the log's own
   std::uint16_t lsi = 0;  ///< the log's own
   RetainEvent retain = RetainEvent::no;
-  Bytes offset{};                  ///< LPO: a multiple of 4, anything up to 2^64 - 4
-  Bytes length{};                  ///< 4 to 2^34: NUMD is 0's based dwords
+  Bytes offset{};                ///< LPO: a multiple of 4, anything up to 2^64 - 4
+  Bytes length{};                ///< 4 to 2^34: NUMD is 0's based dwords
   std::uint8_t command_set = 0;  ///< CSI
 };
 /// invalid_field: an offset that is not dword-aligned, or that is an index (OT = 1), which no log here

@@ -99,11 +99,13 @@ TEST_CASE("Blocks of a pool never overlap, are aligned to their size, and all co
       held.push_back(block);
     }
   }
-  for (const auto& block : held) pool->free(block);
+  for (const auto& block : held)
+    pool->free(block);
   CHECK(pool->free_bytes() == pool->size());
   // whole again: the largest blocks are all there
   int largest = 0;
-  while (!pool->allocate(BufferPool::kBlockMax).empty()) ++largest;
+  while (!pool->allocate(BufferPool::kBlockMax).empty())
+    ++largest;
   CHECK(largest == 4);
 }
 
@@ -112,8 +114,10 @@ TEST_CASE("Those who wait for a buffer get it in the order of asking, and nobody
   struct Waiter final : BufferWaiter {
     void on_buffer_available() override {
       got = pool->allocate(want);
-      if (got.empty()) pool->wait(*this);
-      else order->push_back(id);
+      if (got.empty())
+        pool->wait(*this);
+      else
+        order->push_back(id);
     }
     BufferPool* pool = nullptr;
     std::vector<int>* order = nullptr;

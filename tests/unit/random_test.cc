@@ -19,6 +19,8 @@ TEST_CASE("The same seed gives the same numbers, another seed others") {
 TEST_CASE("below() reaches every value under its bound and none beyond") {
   Random random(1);
   std::vector<int> seen(7);
-  for (int i = 0; i < 700; ++i) ++seen.at(random.below(7));
-  for (const int count : seen) CHECK(count > 50);
+  for (int i = 0; i < 700; ++i)
+    ++seen.at(random.below(7));
+  for (const int count : seen)
+    CHECK(count > 50);
 }

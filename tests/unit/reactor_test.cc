@@ -48,10 +48,14 @@ TEST_CASE("Timers run in the order of their times, cancelled ones not at all") {
   for (int i = 0; i < 200; ++i)
     timers.push_back(std::make_unique<Timer>(queue, [&ran, i] { ran.push_back(i); }));
   std::vector<int> order(200);
-  for (int i = 0; i < 200; ++i) order[std::size_t(i)] = i;
-  for (std::size_t i = 199; i > 0; --i) std::swap(order[i], order[random.below(i + 1)]);
-  for (std::size_t i = 0; i < 200; ++i) timers[std::size_t(order[i])]->arm(start + std::chrono::microseconds(i));
-  for (std::size_t i = 0; i < 200; i += 3) timers[std::size_t(order[i])]->cancel();
+  for (int i = 0; i < 200; ++i)
+    order[std::size_t(i)] = i;
+  for (std::size_t i = 199; i > 0; --i)
+    std::swap(order[i], order[random.below(i + 1)]);
+  for (std::size_t i = 0; i < 200; ++i)
+    timers[std::size_t(order[i])]->arm(start + std::chrono::microseconds(i));
+  for (std::size_t i = 0; i < 200; i += 3)
+    timers[std::size_t(order[i])]->cancel();
   CHECK(*queue.next() == start + 1us);
   queue.run(start + 99us);
   queue.run(start + 1s);
@@ -92,8 +96,10 @@ TEST_CASE("Tasks posted from several threads all run, each sender's in order") {
         });
     });
   CHECK(reactor->run_until([&] { return total.load() == 3000; }, clock.now() + 10s));
-  for (auto& sender : senders) sender.join();
-  for (const auto& numbers : seen) CHECK(std::is_sorted(numbers.begin(), numbers.end()));
+  for (auto& sender : senders)
+    sender.join();
+  for (const auto& numbers : seen)
+    CHECK(std::is_sorted(numbers.begin(), numbers.end()));
 }
 
 TEST_CASE("stop() ends a sleeping reactor, and counts when it comes first") {

@@ -26,7 +26,8 @@ TEST_CASE("Ranges overlap only when they share a block") {
 TEST_CASE("Only powers of two from 512 to 4096 are block sizes") {
   CHECK(BlockShift::of(512));
   CHECK(BlockShift::of(4096));
-  for (std::uint64_t size : {0ULL, 256ULL, 511ULL, 513ULL, 3000ULL, 8192ULL}) CHECK_FALSE(BlockShift::of(size));
+  for (std::uint64_t size : {0ULL, 256ULL, 511ULL, 513ULL, 3000ULL, 8192ULL})
+    CHECK_FALSE(BlockShift::of(size));
 }
 
 TEST_CASE("Blocks that do not fit 64 bits of bytes have no size in bytes") {

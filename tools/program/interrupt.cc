@@ -11,7 +11,9 @@ constexpr std::array kSignals{SIGINT, SIGTERM, SIGHUP};
 // A signal handler can reach nothing else. Written by the handler, read by raised(); no other data hangs on it.
 std::atomic<bool> interrupted{false};  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
 
-void raise_flag(int /*signal*/) { interrupted.store(true, std::memory_order_relaxed); }
+void raise_flag(int /*signal*/) {
+  interrupted.store(true, std::memory_order_relaxed);
+}
 
 }  // namespace
 
@@ -19,13 +21,17 @@ Interrupt::Interrupt() {
   struct sigaction action {};
   action.sa_handler = raise_flag;
   action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second one kills; no SA_RESTART: waits are interrupted
-  for (const int signal : kSignals) ::sigaction(signal, &action, nullptr);
+  for (const int signal : kSignals)
+    ::sigaction(signal, &action, nullptr);
 }
 
 Interrupt::~Interrupt() {
-  for (const int signal : kSignals) ::signal(signal, SIG_DFL);
+  for (const int signal : kSignals)
+    ::signal(signal, SIG_DFL);
 }
 
-bool Interrupt::raised() const noexcept { return interrupted.load(std::memory_order_relaxed); }
+bool Interrupt::raised() const noexcept {
+  return interrupted.load(std::memory_order_relaxed);
+}
 
 }  // namespace rbt::tools

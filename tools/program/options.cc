@@ -55,7 +55,9 @@ std::string describe(const po::options_description& options) {
   return out.str();
 }
 
-std::string version(std::string_view program) { return fmt::format("{} {} ({})", program, RBT_VERSION, RBT_COMMIT); }
+std::string version(std::string_view program) {
+  return fmt::format("{} {} ({})", program, RBT_VERSION, RBT_COMMIT);
+}
 
 Result<LogLevel> parse_log_level(std::string_view text) {
   if (text == "debug") return LogLevel::debug;
@@ -72,8 +74,8 @@ Result<std::uint32_t> parse_number(std::string_view option, std::string_view tex
   std::uint32_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || value < low || value > high)
-    return failure(ErrorKind::invalid_argument,
-                   fmt::format("{} {}: a whole number from {} to {} is expected", option, printable(text, 40), low, high));
+    return failure(ErrorKind::invalid_argument, fmt::format("{} {}: a whole number from {} to {} is expected", option,
+                                                            printable(text, 40), low, high));
   return value;
 }
 

@@ -31,7 +31,8 @@ int report(std::string_view program, const Error& error);
 namespace po = boost::program_options;
 
 /// Parses without throwing. Unknown words, missing values and values out of range become an Error that says which.
-[[nodiscard]] Result<po::variables_map> parse(const std::vector<std::string>& words, const po::options_description& options,
+[[nodiscard]] Result<po::variables_map> parse(const std::vector<std::string>& words,
+                                              const po::options_description& options,
                                               const po::positional_options_description& positional);
 
 /// `options` as text of at most 120 columns, without the leading caption.

@@ -29,8 +29,12 @@ class Copy {
  public:
   Copy(Endpoint& source, Endpoint& destination, const CopyOptions& options, const Clock& clock,
        const Interrupt& interrupt)
-      : source_(source), destination_(destination), options_(options), interrupt_(interrupt),
-        progress_(clock, source.size()), clock_(clock) {}
+      : source_(source),
+        destination_(destination),
+        options_(options),
+        interrupt_(interrupt),
+        progress_(clock, source.size()),
+        clock_(clock) {}
 
   Result<CopyResult> run();
 
@@ -74,10 +78,10 @@ class Copy {
   const Clock& clock_;
   std::deque<Slot> slots_;
   std::vector<Slot*> idle_;
-  std::uint64_t next_ = 0;        // where the next read begins
-  bool ended_ = false;            // a pipe's end was met
-  std::uint64_t end_ = 0;         // of what was read
-  std::uint64_t next_write_ = 0;  // for a destination that takes bytes in order only
+  std::uint64_t next_ = 0;                // where the next read begins
+  bool ended_ = false;                    // a pipe's end was met
+  std::uint64_t end_ = 0;                 // of what was read
+  std::uint64_t next_write_ = 0;          // for a destination that takes bytes in order only
   std::map<std::uint64_t, Slot*> early_;  // read, waiting for their turn
   std::optional<Error> error_;
   struct Checksum {
@@ -128,7 +132,8 @@ Result<void> Copy::drain() {
   }
   if (error_) return failure(std::move(*error_));
   if (interrupt_.raised())
-    return failure(ErrorKind::io, fmt::format("interrupted after {} bytes: {} is incomplete", end_, destination_.name()));
+    return failure(ErrorKind::io,
+                   fmt::format("interrupted after {} bytes: {} is incomplete", end_, destination_.name()));
   return {};
 }
 
@@ -174,7 +179,8 @@ void Copy::read_next(Slot& slot) {
   transfer.offset = next_;
   transfer.data = slot.buffer;
   transfer.error.reset();
-  if (source_.size()) transfer.data = transfer.data.first(std::min<std::uint64_t>(options_.chunk, *source_.size() - next_));
+  if (source_.size())
+    transfer.data = transfer.data.first(std::min<std::uint64_t>(options_.chunk, *source_.size() - next_));
   next_ += transfer.data.size();
   transfer.done = [](Transfer& t) { static_cast<Slot*>(t.owner)->copy->on_read(*static_cast<Slot*>(t.owner)); };
   source_.read(transfer);
@@ -189,9 +195,10 @@ void Copy::on_read(Slot& slot) {
   if (!source_.size() && transfer.data.size() < slot.buffer.size()) ended_ = true;
   if (transfer.data.empty()) return finish(slot);
   end_ = std::max(end_, transfer.offset + transfer.data.size());
-  if (const auto limit = destination_.size(); limit && !source_.size() && destination_.block_size() > 1 && end_ > *limit) {
-    fail({ErrorKind::invalid_argument, fmt::format("{} has {} bytes and {} goes on: too small", destination_.name(), *limit,
-                                                   source_.name())});
+  if (const auto limit = destination_.size();
+      limit && !source_.size() && destination_.block_size() > 1 && end_ > *limit) {
+    fail({ErrorKind::invalid_argument,
+          fmt::format("{} has {} bytes and {} goes on: too small", destination_.name(), *limit, source_.name())});
     return finish(slot);
   }
   // The last block is written whole.
@@ -227,12 +234,15 @@ void Copy::write(Slot& slot) {
 }
 
 void Copy::on_written(Slot& slot) {
-  if (slot.transfer.error) fail(std::move(*slot.transfer.error));
-  else result_.transferred += slot.transfer.data.size();
+  if (slot.transfer.error)
+    fail(std::move(*slot.transfer.error));
+  else
+    result_.transferred += slot.transfer.data.size();
   finish(slot);
   // A failed transfer must not leave later ones waiting for their turn for ever.
   if (error_)
-    for (const auto& [offset, waiting] : std::exchange(early_, {})) finish(*waiting);
+    for (const auto& [offset, waiting] : std::exchange(early_, {}))
+      finish(*waiting);
 }
 
 Result<void> Copy::verify_all() {

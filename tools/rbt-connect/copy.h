@@ -11,9 +11,9 @@
 namespace rbt::tools {
 
 struct CopyOptions {
-  std::uint32_t depth = 8;    ///< transfers in flight
+  std::uint32_t depth = 8;         ///< transfers in flight
   std::uint32_t chunk = 1U << 20;  ///< bytes each
-  bool verify = false;        ///< read everything back and compare checksums
+  bool verify = false;             ///< read everything back and compare checksums
 };
 
 struct CopyResult {

@@ -35,7 +35,8 @@ std::string subtype_name(std::uint8_t subtype) {
 
 std::string hexadecimal(std::span<const std::uint8_t> bytes) {
   std::string text;
-  for (const auto byte : bytes) text += fmt::format("{:02x}", byte);
+  for (const auto byte : bytes)
+    text += fmt::format("{:02x}", byte);
   return text;
 }
 
@@ -48,12 +49,14 @@ std::string table(const std::vector<std::vector<std::string>>& rows) {
   std::vector<std::size_t> widths;
   for (const auto& row : rows) {
     widths.resize(std::max(widths.size(), row.size()));
-    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+    for (std::size_t i = 0; i < row.size(); ++i)
+      widths[i] = std::max(widths[i], row[i].size());
   }
   std::string text;
   for (const auto& row : rows) {
     std::string line;
-    for (std::size_t i = 0; i < row.size(); ++i) line += fmt::format("{:<{}}  ", row[i], widths[i]);
+    for (std::size_t i = 0; i < row.size(); ++i)
+      line += fmt::format("{:<{}}  ", row[i], widths[i]);
     line.erase(line.find_last_not_of(' ') + 1);
     text += line + "\n";
   }
@@ -73,7 +76,8 @@ std::vector<std::string> features(const initiator::Namespace& disk) {
 
 std::string joined(const std::vector<std::string>& words) {
   std::string text;
-  for (const auto& word : words) text += (text.empty() ? "" : ",") + word;
+  for (const auto& word : words)
+    text += (text.empty() ? "" : ",") + word;
   return text;
 }
 
@@ -117,23 +121,25 @@ std::string describe(const initiator::Session& session, Format format) {
                       {"queue_entries_max", controller.queue_entries_max},
                       {"namespaces", ordered_json::array()}};
     for (const auto& disk : session.namespaces())
-      json["namespaces"].push_back({{"nsid", disk.nsid.value()},
-                                    {"size_bytes", disk.size().value()},
-                                    {"blocks", disk.blocks.value()},
-                                    {"block_size", disk.block_size()},
-                                    {"uuid", disk.uuid.is_zero() ? ordered_json() : ordered_json(disk.uuid.to_string())},
-                                    {"nguid", hexadecimal(disk.nguid)},
-                                    {"read_only", disk.read_only},
-                                    {"write_cache", disk.volatile_write_cache},
-                                    {"features", features(disk)}});
+      json["namespaces"].push_back(
+          {{"nsid", disk.nsid.value()},
+           {"size_bytes", disk.size().value()},
+           {"blocks", disk.blocks.value()},
+           {"block_size", disk.block_size()},
+           {"uuid", disk.uuid.is_zero() ? ordered_json() : ordered_json(disk.uuid.to_string())},
+           {"nguid", hexadecimal(disk.nguid)},
+           {"read_only", disk.read_only},
+           {"write_cache", disk.volatile_write_cache},
+           {"features", features(disk)}});
     return json.dump(2) + "\n";
   }
   std::string text = fmt::format(
-      "{}\n  model {}, serial {}, firmware {}, NVMe {}, controller {}\n  transfers to {}, in-capsule data to {}, queues to {} "
+      "{}\n  model {}, serial {}, firmware {}, NVMe {}, controller {}\n  transfers to {}, in-capsule data to {}, "
+      "queues to {} "
       "entries\n",
-      controller.subsystem_nqn, controller.model, controller.serial, controller.firmware, version_text(controller.version),
-      controller.cntlid.value(), format_bytes(controller.transfer_max), format_bytes(Bytes(controller.in_capsule_max)),
-      controller.queue_entries_max);
+      controller.subsystem_nqn, controller.model, controller.serial, controller.firmware,
+      version_text(controller.version), controller.cntlid.value(), format_bytes(controller.transfer_max),
+      format_bytes(Bytes(controller.in_capsule_max)), controller.queue_entries_max);
   if (session.namespaces().empty()) return text + "  no namespace\n";
   std::vector<std::vector<std::string>> rows{{"NSID", "SIZE", "BLOCKS", "BLOCK", "UUID", "FEATURES"}};
   for (const auto& disk : session.namespaces())

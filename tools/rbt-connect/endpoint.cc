@@ -50,8 +50,9 @@ class FileEndpoint final : public Endpoint {
     if (got < transfer.data.size() && errno != 0)
       transfer.error = Error::from_errno(errno, fmt::format("reading {} at byte {}", name_, transfer.offset + got));
     else if (size_ && got < transfer.data.size() && transfer.offset + got < *size_)
-      transfer.error = Error(ErrorKind::io, fmt::format("reading {}: it ends at byte {} now, it had {} when the copy began",
-                                                        name_, transfer.offset + got, *size_));
+      transfer.error =
+          Error(ErrorKind::io, fmt::format("reading {}: it ends at byte {} now, it had {} when the copy began", name_,
+                                           transfer.offset + got, *size_));
     transfer.data = transfer.data.first(got);
     finished_.push_back(&transfer);
   }
@@ -81,7 +82,8 @@ class FileEndpoint final : public Endpoint {
                    : ::write(fd_, rest.data(), rest.size());
     });
     if (put < transfer.data.size())
-      transfer.error = Error::from_errno(errno != 0 ? errno : EIO, fmt::format("writing {} at byte {}", name_, transfer.offset + put));
+      transfer.error = Error::from_errno(errno != 0 ? errno : EIO,
+                                         fmt::format("writing {} at byte {}", name_, transfer.offset + put));
     finished_.push_back(&transfer);
   }
 
@@ -118,7 +120,8 @@ class FileEndpoint final : public Endpoint {
   void progress() override {
     std::vector<Transfer*> batch;
     batch.swap(finished_);
-    for (Transfer* const transfer : batch) transfer->done(*transfer);
+    for (Transfer* const transfer : batch)
+      transfer->done(*transfer);
   }
 
  private:

@@ -15,10 +15,10 @@ namespace rbt::tools {
 
 /// One piece of a copy on its way. Its buffer belongs to the copy; `done` is called once, not from within start().
 struct Transfer {
-  std::uint64_t offset = 0;           ///< bytes
-  std::span<std::byte> data;          ///< as much as is to be moved
+  std::uint64_t offset = 0;   ///< bytes
+  std::span<std::byte> data;  ///< as much as is to be moved
   std::function<void(Transfer&)> done;
-  std::optional<Error> error;         ///< set before `done` if it failed
+  std::optional<Error> error;  ///< set before `done` if it failed
   void* owner = nullptr;
 };
 

@@ -61,10 +61,11 @@ struct World {
 
 po::options_description described() {
   po::options_description options("Options", 110, 60);
-  options.add_options()("output,o", po::value<std::string>()->default_value("table")->value_name("FORMAT"), "table or json")(
-      "verify", "copy: read everything back from DST and compare checksums")(
-      "depth", po::value<std::string>()->default_value("8")->value_name("N"), "copy: transfers of 1 MiB in flight, 1 to 16")(
-      "hostnqn", po::value<std::string>()->value_name("NQN"), "who we say we are (default: made from the host ID)")(
+  options.add_options()("output,o", po::value<std::string>()->default_value("table")->value_name("FORMAT"),
+                        "table or json")("verify", "copy: read everything back from DST and compare checksums")(
+      "depth", po::value<std::string>()->default_value("8")->value_name("N"),
+      "copy: transfers of 1 MiB in flight, 1 to 16")("hostnqn", po::value<std::string>()->value_name("NQN"),
+                                                     "who we say we are (default: made from the host ID)")(
       "hostid", po::value<std::string>()->value_name("UUID"), "our host ID (default: random)")(
       "timeout", po::value<std::string>()->default_value("10s")->value_name("DURATION"), "for connecting")(
       "log-level", po::value<std::string>()->default_value("warning")->value_name("LEVEL"),
@@ -94,8 +95,7 @@ Result<Options> parse_options(const po::variables_map& values) {
   }
   auto timeout = parse_duration(values["timeout"].as<std::string>());
   if (!timeout) return failure(std::move(timeout.error()).within("--timeout"));
-  if (*timeout <= Duration::zero())
-    return failure(ErrorKind::invalid_argument, "--timeout: more than 0 is expected");
+  if (*timeout <= Duration::zero()) return failure(ErrorKind::invalid_argument, "--timeout: more than 0 is expected");
   options.session.connect_timeout = *timeout;
   auto log = parse_log_level(values["log-level"].as<std::string>());
   if (!log) return failure(std::move(log.error()));
@@ -108,8 +108,8 @@ Result<int> discover(const World& world, const std::string& where) {
   if (!uri) return failure(std::move(uri.error()));
   auto environment = world.environment(*uri);
   if (!environment) return failure(std::move(environment.error()));
-  auto log = initiator::discover(*environment, *uri,
-                                 {.host = world.options.session.host, .timeout = world.options.session.connect_timeout});
+  auto log = initiator::discover(
+      *environment, *uri, {.host = world.options.session.host, .timeout = world.options.session.connect_timeout});
   if (!log) return failure(std::move(log.error()));
   fmt::print("{}", describe(*log, world.options.format));
   return kSuccess;
@@ -140,13 +140,16 @@ Result<std::unique_ptr<Endpoint>> open_endpoint(const World& world, const std::s
 }
 
 bool same_file(const std::string& a, const std::string& b) {
-  struct stat one {}, two {};
-  return ::stat(a.c_str(), &one) == 0 && ::stat(b.c_str(), &two) == 0 && one.st_dev == two.st_dev && one.st_ino == two.st_ino;
+  struct stat one {
+  }, two{};
+  return ::stat(a.c_str(), &one) == 0 && ::stat(b.c_str(), &two) == 0 && one.st_dev == two.st_dev &&
+         one.st_ino == two.st_ino;
 }
 
 Result<int> copy_disk(const World& world, const std::string& from, const std::string& to, const Interrupt& interrupt) {
-  if (from == to && from != "-" ) return failure(ErrorKind::invalid_argument, from + " cannot be copied onto itself");
-  if (same_file(from, to)) return failure(ErrorKind::invalid_argument, fmt::format("{} and {} are the same file", from, to));
+  if (from == to && from != "-") return failure(ErrorKind::invalid_argument, from + " cannot be copied onto itself");
+  if (same_file(from, to))
+    return failure(ErrorKind::invalid_argument, fmt::format("{} and {} are the same file", from, to));
   auto source = open_endpoint(world, from, true);
   if (!source) return failure(std::move(source.error()));
   auto destination = open_endpoint(world, to, false);
@@ -155,10 +158,11 @@ Result<int> copy_disk(const World& world, const std::string& from, const std::st
   if (!done) return failure(std::move(done.error()));
   const double seconds = std::max(std::chrono::duration<double>(done->elapsed).count(), 1e-6);
   // On standard error: standard output may be the copy.
-  fmt::print(stderr, "{} copied in {:.2f} s ({}/s): {} moved, {} holes and zeroes{}\n", format_bytes(Bytes(done->bytes)), seconds,
-             format_bytes(Bytes(static_cast<std::uint64_t>(static_cast<double>(done->bytes) / seconds))),
-             format_bytes(Bytes(done->transferred)), format_bytes(Bytes(done->zeroes)),
-             world.options.copy.verify ? fmt::format(", {} read back and right", format_bytes(Bytes(done->verified))) : "");
+  fmt::print(
+      stderr, "{} copied in {:.2f} s ({}/s): {} moved, {} holes and zeroes{}\n", format_bytes(Bytes(done->bytes)),
+      seconds, format_bytes(Bytes(static_cast<std::uint64_t>(static_cast<double>(done->bytes) / seconds))),
+      format_bytes(Bytes(done->transferred)), format_bytes(Bytes(done->zeroes)),
+      world.options.copy.verify ? fmt::format(", {} read back and right", format_bytes(Bytes(done->verified))) : "");
   return kSuccess;
 }
 
@@ -178,8 +182,9 @@ Result<int> perform(const World& world, const std::string& verb, const std::vect
     if (auto fine = expect(2, "SRC DST"); !fine) return failure(std::move(fine.error()));
     return copy_disk(world, arguments[0], arguments[1], interrupt);
   }
-  return failure(ErrorKind::invalid_argument,
-                 fmt::format("no verb '{}': there are discover, info and copy; see rbt-connect --help", printable(verb, 40)));
+  return failure(
+      ErrorKind::invalid_argument,
+      fmt::format("no verb '{}': there are discover, info and copy; see rbt-connect --help", printable(verb, 40)));
 }
 
 int body(const std::vector<std::string>& words) {
@@ -201,7 +206,8 @@ int body(const std::vector<std::string>& words) {
     return kSuccess;
   }
   auto options = parse_options(*values);
-  if (!options) return report(kName, Error(options.error().kind(), options.error().message() + "; see rbt-connect --help"));
+  if (!options)
+    return report(kName, Error(options.error().kind(), options.error().message() + "; see rbt-connect --help"));
 
   const SystemClock clock;
   const auto logger = make_stderr_logger(options->log);
@@ -220,4 +226,6 @@ int body(const std::vector<std::string>& words) {
 }  // namespace
 }  // namespace rbt::tools
 
-int main(int argc, char** argv) { return rbt::tools::run(argc, argv, rbt::tools::body); }
+int main(int argc, char** argv) {
+  return rbt::tools::run(argc, argv, rbt::tools::body);
+}

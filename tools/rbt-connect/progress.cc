@@ -34,8 +34,8 @@ void Progress::update(std::uint64_t done, const char* what) {
   const double share = std::min(1.0, static_cast<double>(done) / static_cast<double>(*total_));
   const auto filled = static_cast<std::size_t>(share * kWidth);
   const double left = rate > 0 ? static_cast<double>(*total_ - std::min(done, *total_)) / rate : 0;
-  fmt::print(stderr, "\r\x1b[K{} [{:=<{}}{: <{}}] {:3.0f} %  {} of {}  {}/s  ETA {:.0f} s", what, "", filled, "", kWidth - filled,
-             share * 100, format_bytes(Bytes(done)), format_bytes(Bytes(*total_)), per_second, left);
+  fmt::print(stderr, "\r\x1b[K{} [{:=<{}}{: <{}}] {:3.0f} %  {} of {}  {}/s  ETA {:.0f} s", what, "", filled, "",
+             kWidth - filled, share * 100, format_bytes(Bytes(done)), format_bytes(Bytes(*total_)), per_second, left);
   std::fflush(stderr);
 }
 

@@ -19,8 +19,12 @@ class Volume final : public Endpoint {
   Volume(std::string name, const Clock& clock, std::unique_ptr<transport::Reactor> reactor,
          std::unique_ptr<initiator::Session> session, std::unique_ptr<initiator::QueuePair> queue,
          const initiator::Namespace& disk)
-      : name_(std::move(name)), clock_(clock), reactor_(std::move(reactor)), session_(std::move(session)),
-        queue_(std::move(queue)), disk_(disk) {}
+      : name_(std::move(name)),
+        clock_(clock),
+        reactor_(std::move(reactor)),
+        session_(std::move(session)),
+        queue_(std::move(queue)),
+        disk_(disk) {}
 
   const std::string& name() const noexcept override { return name_; }
   std::optional<std::uint64_t> size() const noexcept override { return disk_.size().value(); }

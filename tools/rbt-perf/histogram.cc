@@ -29,7 +29,8 @@ void Histogram::record(Duration latency) noexcept {
 }
 
 void Histogram::add(const Histogram& other) noexcept {
-  for (std::size_t i = 0; i < buckets_.size(); ++i) buckets_[i] += other.buckets_[i];
+  for (std::size_t i = 0; i < buckets_.size(); ++i)
+    buckets_[i] += other.buckets_[i];
   count_ += other.count_;
   sum_ns_ += other.sum_ns_;
   max_ns_ = std::max(max_ns_, other.max_ns_);
@@ -50,6 +51,8 @@ double Histogram::mean_us() const noexcept {
   return count_ == 0 ? 0 : static_cast<double>(sum_ns_) / static_cast<double>(count_) / 1000.0;
 }
 
-double Histogram::max_us() const noexcept { return static_cast<double>(max_ns_) / 1000.0; }
+double Histogram::max_us() const noexcept {
+  return static_cast<double>(max_ns_) / 1000.0;
+}
 
 }  // namespace rbt::tools

@@ -19,16 +19,23 @@ constexpr Duration kDrainMax = std::chrono::minutes(2);
 Duration thread_cpu() {
   rusage usage{};
   ::getrusage(RUSAGE_THREAD, &usage);
-  const auto duration = [](const timeval& t) { return std::chrono::seconds(t.tv_sec) + std::chrono::microseconds(t.tv_usec); };
+  const auto duration = [](const timeval& t) {
+    return std::chrono::seconds(t.tv_sec) + std::chrono::microseconds(t.tv_usec);
+  };
   return duration(usage.ru_utime) + duration(usage.ru_stime);
 }
 
 // One thread; dies with its queue pair.
 class Job {
  public:
-  Job(initiator::QueuePair& queue, transport::Reactor& reactor, const initiator::Namespace& disk, const JobOptions& options,
-      const Interrupt& interrupt)
-      : queue_(queue), reactor_(reactor), disk_(disk), options_(options), interrupt_(interrupt), random_(options.seed),
+  Job(initiator::QueuePair& queue, transport::Reactor& reactor, const initiator::Namespace& disk,
+      const JobOptions& options, const Interrupt& interrupt)
+      : queue_(queue),
+        reactor_(reactor),
+        disk_(disk),
+        options_(options),
+        interrupt_(interrupt),
+        random_(options.seed),
         places_(options.part.count.value() / options.block.value()) {}
 
   Result<JobResult> run();
@@ -59,7 +66,9 @@ class Job {
   [[nodiscard]] std::span<std::byte> bytes(const Slot& slot) const {
     return {static_cast<std::byte*>(slot.data.iov_base), slot.data.iov_len};
   }
-  [[nodiscard]] Lba lba(std::uint64_t place) const { return options_.part.first + Blocks(place * options_.block.value()); }
+  [[nodiscard]] Lba lba(std::uint64_t place) const {
+    return options_.part.first + Blocks(place * options_.block.value());
+  }
 
   initiator::QueuePair& queue_;
   transport::Reactor& reactor_;
@@ -72,7 +81,7 @@ class Job {
   Instant end_{};
   std::uint64_t next_ = 0;
   std::vector<Slot> slots_;
-  std::vector<Slot*> waiting_;             // the queue was full
+  std::vector<Slot*> waiting_;              // the queue was full
   std::vector<std::uint32_t> generations_;  // --verify: of each place; 0: not ours
   std::vector<bool> busy_;                  // --verify: a request is on its way there
   std::uint32_t in_flight_ = 0;
@@ -105,7 +114,8 @@ Result<JobResult> Job::run() {
   const Duration cpu = thread_cpu();
   const auto calls = [this] {
     const auto counters = queue_.counters().transport;
-    return counters.doorbells + counters.wake_ups + reactor_.counters().descriptor_polls.load(std::memory_order_relaxed);
+    return counters.doorbells + counters.wake_ups +
+           reactor_.counters().descriptor_polls.load(std::memory_order_relaxed);
   };
   const std::uint64_t calls_before = calls();
   end_ = began + options_.runtime;
@@ -122,7 +132,8 @@ void Job::run_phase(Phase phase) {
   phase_ = phase;
   next_ = 0;
   waiting_.clear();
-  for (Slot& slot : slots_) issue(slot);
+  for (Slot& slot : slots_)
+    issue(slot);
   const auto drained = [this] { return in_flight_ == 0; };
   while (!drained()) {
     // Every request has its deadline in the queue pair: it comes back, if only as a failure.
@@ -144,7 +155,8 @@ bool Job::choose(Slot& slot) {
       return slot.place < places_;
     case Phase::read_back:
       slot.write = false;
-      while (next_ < places_ && generations_[next_] == 0) ++next_;
+      while (next_ < places_ && generations_[next_] == 0)
+        ++next_;
       slot.place = next_++;
       return slot.place < places_;
     case Phase::measure: break;
@@ -248,7 +260,8 @@ Result<JobResult> run_job(initiator::Session& session, const initiator::Namespac
   if (!reactor) return failure(std::move(reactor.error()));
   // Buddy blocks are powers of two: ask for what the requests will really take.
   std::uint64_t buffer = transport::BufferPool::kBlockMin;
-  while (buffer < options.block.value() << disk.block_shift.value()) buffer *= 2;
+  while (buffer < options.block.value() << disk.block_shift.value())
+    buffer *= 2;
   auto queue = session.open_queue_pair(
       **reactor, {.depth = std::max(options.depth, 2U), .buffers = Bytes(buffer * options.depth)});
   if (!queue) return failure(std::move(queue.error()));

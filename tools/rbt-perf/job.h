@@ -20,28 +20,30 @@ enum class Mix : std::uint8_t { read, write, randread, randwrite, randrw };
 [[nodiscard]] constexpr bool writes(Mix mix) noexcept {
   return mix == Mix::write || mix == Mix::randwrite || mix == Mix::randrw;
 }
-[[nodiscard]] constexpr bool is_random(Mix mix) noexcept { return mix != Mix::read && mix != Mix::write; }
+[[nodiscard]] constexpr bool is_random(Mix mix) noexcept {
+  return mix != Mix::read && mix != Mix::write;
+}
 
 struct JobOptions {
   Mix mix = Mix::randread;
-  Blocks block;            ///< per request
+  Blocks block;  ///< per request
   std::uint32_t depth = 32;
-  BlockRange part;         ///< this job's share of the namespace, whole requests
+  BlockRange part;  ///< this job's share of the namespace, whole requests
   Duration runtime{};
   unsigned read_percent = 50;  ///< randrw
   bool verify = false;
-  std::uint64_t run = 0;   ///< names this run in the blocks that --verify writes
+  std::uint64_t run = 0;  ///< names this run in the blocks that --verify writes
   std::uint64_t seed = 0;
 };
 
 struct JobResult {
-  Histogram latency;            ///< of the measured phase
-  std::uint64_t requests = 0;   ///< done in the measured phase
+  Histogram latency;           ///< of the measured phase
+  std::uint64_t requests = 0;  ///< done in the measured phase
   std::uint64_t reads = 0;
-  std::uint64_t errors = 0;     ///< all phases: requests that failed, blocks that were not what they must be
-  std::uint64_t verified = 0;   ///< blocks read back and found right
-  Duration elapsed{};           ///< of the measured phase
-  Duration cpu{};               ///< of this thread, in the measured phase
+  std::uint64_t errors = 0;        ///< all phases: requests that failed, blocks that were not what they must be
+  std::uint64_t verified = 0;      ///< blocks read back and found right
+  Duration elapsed{};              ///< of the measured phase
+  Duration cpu{};                  ///< of this thread, in the measured phase
   std::uint64_t system_calls = 0;  ///< by rbt's own loop, in the measured phase
   initiator::QueuePairCounters counters;
   std::vector<std::string> messages;  ///< the first few failures, in words

@@ -42,8 +42,10 @@ po::options_description described() {
   po::options_description options("Options", 110, 60);
   options.add_options()("rw", po::value<std::string>()->default_value("randread")->value_name("PATTERN"),
                         "read, write, randread, randwrite or randrw (half and half)")(
-      "bs", po::value<std::string>()->default_value("4k")->value_name("SIZE"), "bytes per request, whole blocks, to 2MiB")(
-      "iodepth", po::value<std::string>()->default_value("32")->value_name("N"), "requests in flight per job, 1 to 1023")(
+      "bs", po::value<std::string>()->default_value("4k")->value_name("SIZE"),
+      "bytes per request, whole blocks, to 2MiB")("iodepth",
+                                                  po::value<std::string>()->default_value("32")->value_name("N"),
+                                                  "requests in flight per job, 1 to 1023")(
       "numjobs", po::value<std::string>()->default_value("1")->value_name("N"),
       "threads, each with a queue pair and an equal part of the namespace, 1 to 64")(
       "runtime", po::value<std::string>()->default_value("10")->value_name("SECONDS"), "or a duration such as 500ms")(
@@ -154,7 +156,8 @@ Result<JobResult> measure(initiator::Session& session, const initiator::Namespac
   for (std::uint32_t i = 1; i < options.jobs; ++i)
     threads.emplace_back([&, i] { results[i] = run_job(session, disk, jobs[i], clock, logger, interrupt); });
   results[0] = run_job(session, disk, jobs[0], clock, logger, interrupt);
-  for (auto& thread : threads) thread.join();
+  for (auto& thread : threads)
+    thread.join();
   JobResult total;
   for (auto& result : results) {
     if (!*result) return failure(std::move((*result).error()));
@@ -179,10 +182,11 @@ int perform(const Options& options) {
   if (!disk) return report("rbt-perf", disk.error());
   auto total = measure(**session, **disk, options, clock, *logger, interrupt, random);
   if (!total) return report("rbt-perf", total.error());
-  const Summary summary{options.uri.to_string(), options.pattern, options.request_bytes, options.job.depth, options.jobs,
-                        std::move(*total)};
+  const Summary summary{options.uri.to_string(), options.pattern, options.request_bytes,
+                        options.job.depth,       options.jobs,    std::move(*total)};
   fmt::print("{}", options.json ? to_json(summary) : to_text(summary));
-  for (const auto& message : summary.total.messages) fmt::print(stderr, "rbt-perf: {}\n", message);
+  for (const auto& message : summary.total.messages)
+    fmt::print(stderr, "rbt-perf: {}\n", message);
   if (interrupt.raised()) return kInterrupted;
   if (summary.total.errors == 0) return kSuccess;
   const bool mismatched = std::any_of(summary.total.messages.begin(), summary.total.messages.end(),
@@ -197,7 +201,8 @@ int body(const std::vector<std::string>& words) {
   po::positional_options_description positional;
   positional.add("uri", 1);
   auto values = parse(words, all, positional);
-  if (!values) return report("rbt-perf", Error(ErrorKind::invalid_argument, values.error().message() + "; see rbt-perf --help"));
+  if (!values)
+    return report("rbt-perf", Error(ErrorKind::invalid_argument, values.error().message() + "; see rbt-perf --help"));
   if (values->count("help") || words.empty()) {
     fmt::print(words.empty() ? stderr : stdout, "{}\n{}", kUsage, describe(visible));
     return words.empty() ? ExitStatus::kUsage : kSuccess;
@@ -215,4 +220,6 @@ int body(const std::vector<std::string>& words) {
 }  // namespace
 }  // namespace rbt::tools
 
-int main(int argc, char** argv) { return rbt::tools::run(argc, argv, rbt::tools::body); }
+int main(int argc, char** argv) {
+  return rbt::tools::run(argc, argv, rbt::tools::body);
+}

@@ -12,7 +12,9 @@ namespace rbt::tools {
 
 namespace {
 
-double seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
+double seconds(Duration duration) {
+  return std::chrono::duration<double>(duration).count();
+}
 
 double per_io(double value, const JobResult& r) {
   return r.requests == 0 ? 0 : value / static_cast<double>(r.requests);
@@ -47,8 +49,9 @@ std::string to_text(const Summary& s) {
       "  {:>12.0f} IOPS   {}/s\n"
       "  latency us: mean {:.1f}, p50 {:.1f}, p90 {:.1f}, p99 {:.1f}, p99.9 {:.1f}, max {:.1f}\n"
       "  CPU {:.2f} us per I/O, {:.2f} system calls per I/O (this side)\n",
-      s.uri, s.pattern, format_bytes(Bytes(s.request_bytes)), s.depth, s.jobs, s.jobs == 1 ? "" : "s", seconds(r.elapsed),
-      iops(r), format_bytes(Bytes(static_cast<std::uint64_t>(iops(r) * static_cast<double>(s.request_bytes)))),
+      s.uri, s.pattern, format_bytes(Bytes(s.request_bytes)), s.depth, s.jobs, s.jobs == 1 ? "" : "s",
+      seconds(r.elapsed), iops(r),
+      format_bytes(Bytes(static_cast<std::uint64_t>(iops(r) * static_cast<double>(s.request_bytes)))),
       r.latency.mean_us(), r.latency.quantile_us(0.5), r.latency.quantile_us(0.9), r.latency.quantile_us(0.99),
       r.latency.quantile_us(0.999), r.latency.max_us(), per_io(seconds(r.cpu) * 1e6, r),
       per_io(static_cast<double>(r.system_calls), r));
@@ -70,12 +73,9 @@ std::string to_json(const Summary& s) {
   json["requests"] = r.requests;
   json["iops"] = iops(r);
   json["bandwidth_bytes_per_s"] = iops(r) * static_cast<double>(s.request_bytes);
-  json["latency_us"] = {{"mean", r.latency.mean_us()},
-                        {"p50", r.latency.quantile_us(0.5)},
-                        {"p90", r.latency.quantile_us(0.9)},
-                        {"p99", r.latency.quantile_us(0.99)},
-                        {"p99_9", r.latency.quantile_us(0.999)},
-                        {"max", r.latency.max_us()}};
+  json["latency_us"] = {{"mean", r.latency.mean_us()},           {"p50", r.latency.quantile_us(0.5)},
+                        {"p90", r.latency.quantile_us(0.9)},     {"p99", r.latency.quantile_us(0.99)},
+                        {"p99_9", r.latency.quantile_us(0.999)}, {"max", r.latency.max_us()}};
   json["cpu_us_per_io"] = per_io(seconds(r.cpu) * 1e6, r);
   json["system_calls_per_io"] = per_io(static_cast<double>(r.system_calls), r);
   json["blocks_verified"] = r.verified;

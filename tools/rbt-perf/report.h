@@ -10,11 +10,11 @@ namespace rbt::tools {
 
 struct Summary {
   std::string uri;
-  std::string pattern;           ///< as in --rw
+  std::string pattern;  ///< as in --rw
   std::uint64_t request_bytes = 0;
   std::uint32_t depth = 0;
   std::uint32_t jobs = 0;
-  JobResult total;               ///< all jobs; elapsed: the longest
+  JobResult total;  ///< all jobs; elapsed: the longest
 };
 
 /// Adds one job to the sum.

@@ -2,12 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <toml++/toml.h>
 #include <algorithm>
 #include <cerrno>
 #include <fstream>
 #include <initializer_list>
 #include <sstream>
-#include <toml++/toml.h>
 
 #include "common/sizes.h"
 #include "tools/program/options.h"
@@ -20,20 +20,23 @@ Result<Uri> parse_listen(const std::string& text) {
   auto uri = Uri::parse(text);
   if (!uri) return failure(std::move(uri.error()));
   if (uri->nqn || uri->nsid)
-    return failure(ErrorKind::invalid_argument,
-                   fmt::format("{}: an address to listen on has no subsystem: every listener serves all of them", text));
+    return failure(
+        ErrorKind::invalid_argument,
+        fmt::format("{}: an address to listen on has no subsystem: every listener serves all of them", text));
   return uri;
 }
 
 // The keys of one TOML table, read one by one; what nobody asked for is an error.
 class Keys {
  public:
-  Keys(const std::string& path, const toml::table& table, std::string where, std::initializer_list<std::string_view> allowed)
+  Keys(const std::string& path, const toml::table& table, std::string where,
+       std::initializer_list<std::string_view> allowed)
       : path_(path), table_(table), where_(std::move(where)) {
     for (const auto& [key, node] : table_) {
       if (std::find(allowed.begin(), allowed.end(), key.str()) != allowed.end()) continue;
       std::string list;
-      for (const auto word : allowed) list += fmt::format("{}{}", list.empty() ? "" : ", ", word);
+      for (const auto word : allowed)
+        list += fmt::format("{}{}", list.empty() ? "" : ", ", word);
       complain(node, fmt::format("unknown key '{}'{}; there are {}", printable(key.str(), 60), where_, list));
     }
   }
@@ -52,7 +55,8 @@ class Keys {
     const toml::node* const node = table_.get(key);
     if (node == nullptr || node->is_string()) return string(key, read);
     const toml::array* const array = node->as_array();
-    if (array == nullptr) return complain(*node, fmt::format("{}{} must be a string or an array of strings", key, where_));
+    if (array == nullptr)
+      return complain(*node, fmt::format("{}{} must be a string or an array of strings", key, where_));
     for (const auto& element : *array) {
       if (!element.is_string()) return complain(element, fmt::format("{}{} must hold strings", key, where_));
       use(element, key, read(**element.as_string()));
@@ -89,7 +93,8 @@ class Keys {
 
  private:
   void complain(const toml::node& node, const std::string& message) {
-    if (!error_) error_ = Error(ErrorKind::invalid_argument, fmt::format("{}:{}: {}", path_, node.source().begin.line, message));
+    if (!error_)
+      error_ = Error(ErrorKind::invalid_argument, fmt::format("{}:{}: {}", path_, node.source().begin.line, message));
   }
   void use(const toml::node& node, std::string_view key, Result<void> result) {
     if (!result) complain(node, fmt::format("{}{}: {}", key, where_, result.error().message()));
@@ -225,8 +230,8 @@ Result<Configuration> read_configuration(const std::string& path) {
     if (auto fine = keys.finish(); !fine) return failure(std::move(fine.error()));
     if (const toml::node* const limits = root.get("limits")) {
       if (!limits->is_table())
-        return failure(ErrorKind::invalid_argument, fmt::format("{}:{}: limits must be written as [limits]", path,
-                                                                limits->source().begin.line));
+        return failure(ErrorKind::invalid_argument,
+                       fmt::format("{}:{}: limits must be written as [limits]", path, limits->source().begin.line));
       if (auto fine = read_limits(path, *limits->as_table(), configuration.limits); !fine)
         return failure(std::move(fine.error()));
     }
@@ -244,7 +249,8 @@ Result<Configuration> read_configuration(const std::string& path) {
 Result<void> validate(const Configuration& configuration) {
   if (configuration.listen.empty())
     return failure(ErrorKind::invalid_argument,
-                   "nowhere to listen: give --listen nvme+rdma://ADDRESS or --listen nvme+shm://, or listen = in the configuration");
+                   "nowhere to listen: give --listen nvme+rdma://ADDRESS or --listen nvme+shm://, or listen = in the "
+                   "configuration");
   if (configuration.subsystems.empty())
     return failure(ErrorKind::invalid_argument, "nothing to serve: give --subsystem NQN and --store SPEC");
   for (const auto& subsystem : configuration.subsystems)

@@ -42,20 +42,23 @@ po::options_description described() {
   const auto many = [](const char* value_name) {
     return po::value<std::vector<std::string>>()->composing()->value_name(value_name);
   };
-  options.add_options()("listen", many("URI"), "nvme+rdma://ADDRESS[:4420] or nvme+shm://[?socket=PATH]; may be repeated")(
+  options.add_options()("listen", many("URI"),
+                        "nvme+rdma://ADDRESS[:4420] or nvme+shm://[?socket=PATH]; may be repeated")(
       "subsystem", many("NQN"), "a subsystem; the options below are of the last one")(
       "store", many("SPEC"), "its next namespace; may be repeated")(
       "allow-host", many("NQN"), "a host that may connect; may be repeated; none: any host")(
       "serial", many("TEXT"), "its serial number (default: random)")("model", many("TEXT"), "its model (default: rbt)")(
       "reactors", po::value<std::string>()->value_name("N"), "threads that serve, 1 to 256 (default: 1)")(
-      "config", po::value<std::string>()->value_name("FILE"), "read all this from a TOML file; other options add to it")(
+      "config", po::value<std::string>()->value_name("FILE"),
+      "read all this from a TOML file; other options add to it")(
       "log-level", po::value<std::string>()->value_name("LEVEL"), "debug, info (default), warning, error or off")(
       "version", "print the version")("help,h", "print this text");
   return options;
 }
 
 // The words of the command line in their order, which po::variables_map forgets.
-Result<std::vector<OrderedOption>> ordered(const std::vector<std::string>& words, const po::options_description& options) {
+Result<std::vector<OrderedOption>> ordered(const std::vector<std::string>& words,
+                                           const po::options_description& options) {
   try {
     std::vector<OrderedOption> result;
     const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
@@ -124,8 +127,8 @@ Result<std::string> listen_everywhere(target::Target& target, const Configuratio
     if (uri.scheme != Uri::Scheme::rdma) continue;
     for (const auto& subsystem : configuration.subsystems)
       if (subsystem.allowed_hosts.empty())
-        logger.warning("{}: any host that reaches {} may connect; name those that may with --allow-host", subsystem.nqn.text(),
-                       *address);
+        logger.warning("{}: any host that reaches {} may connect; name those that may with --allow-host",
+                       subsystem.nqn.text(), *address);
   }
   return addresses;
 }
@@ -134,7 +137,8 @@ Result<std::string> listen_everywhere(target::Target& target, const Configuratio
 Result<int> signals_as_descriptor() {
   sigset_t set;
   sigemptyset(&set);
-  for (const int signal : {SIGTERM, SIGINT}) sigaddset(&set, signal);
+  for (const int signal : {SIGTERM, SIGINT})
+    sigaddset(&set, signal);
   if (const int error = ::pthread_sigmask(SIG_BLOCK, &set, nullptr); error != 0)
     return errno_failure(error, "blocking signals");
   ::signal(SIGPIPE, SIG_IGN);  // who reads our standard output is not the disk's business
@@ -161,7 +165,8 @@ Result<void> serve(const Configuration& configuration, Logger& logger) {
                                       .reactors = configuration.reactors,
                                       .limits = configuration.limits});
   if (!target) return failure(std::move(target.error()));
-  if (auto added = add_subsystems(**target, configuration, {.clock = clock, .random = random, .logger = logger}); !added)
+  if (auto added = add_subsystems(**target, configuration, {.clock = clock, .random = random, .logger = logger});
+      !added)
     return added;
   auto addresses = listen_everywhere(**target, configuration, fabrics, logger);
   if (!addresses) return failure(std::move(addresses.error()));
@@ -175,7 +180,8 @@ Result<void> serve(const Configuration& configuration, Logger& logger) {
   logger.info("draining: no new connections; commands in flight have {} s", kDrain / std::chrono::seconds(1));
   (*target)->drain(kDrain);
   const Instant deadline = clock.now() + kDrain + std::chrono::seconds(1);
-  while (!(*target)->drained() && clock.now() < deadline) ::usleep(10'000);
+  while (!(*target)->drained() && clock.now() < deadline)
+    ::usleep(10'000);
   (*target)->stop();
   ::close(*signals);
   return {};
@@ -184,7 +190,8 @@ Result<void> serve(const Configuration& configuration, Logger& logger) {
 int body(const std::vector<std::string>& words) {
   const auto options = described();
   auto values = parse(words, options, {});
-  if (!values) return report(kName, Error(ErrorKind::invalid_argument, values.error().message() + "; see rbt-target --help"));
+  if (!values)
+    return report(kName, Error(ErrorKind::invalid_argument, values.error().message() + "; see rbt-target --help"));
   if (values->count("help") || words.empty()) {
     fmt::print(words.empty() ? stderr : stdout, "{}{}\nStores (SPEC):\n{}{}", kUsageText, describe(options),
                target::store_spec_help(), kStatusText);
@@ -196,7 +203,8 @@ int body(const std::vector<std::string>& words) {
   }
   auto configuration = configure(words, *values, options);
   if (!configuration)
-    return report(kName, Error(configuration.error().kind(), configuration.error().message() + "\nsee rbt-target --help"));
+    return report(kName,
+                  Error(configuration.error().kind(), configuration.error().message() + "\nsee rbt-target --help"));
   const auto logger = make_stderr_logger(configuration->log.value_or(LogLevel::info));
   auto served = serve(*configuration, *logger);
   return served ? kSuccess : report(kName, served.error());
@@ -205,4 +213,6 @@ int body(const std::vector<std::string>& words) {
 }  // namespace
 }  // namespace rbt::tools
 
-int main(int argc, char** argv) { return rbt::tools::run(argc, argv, rbt::tools::body); }
+int main(int argc, char** argv) {
+  return rbt::tools::run(argc, argv, rbt::tools::body);
+}

@@ -57,7 +57,8 @@ std::span<std::byte> BufferPool::allocate(std::size_t size) noexcept {
   if (first_waiter_ != nullptr && !serving_waiters_) return {};  // whoever waits came first
   const unsigned order = order_of(size);
   unsigned from = order;
-  while (from < kOrders && free_[from] == kNone) ++from;
+  while (from < kOrders && free_[from] == kNone)
+    ++from;
   if (from == kOrders) return {};
   const std::uint32_t frame = free_[from];
   unlink(from, frame);
@@ -104,7 +105,8 @@ void BufferPool::cancel(BufferWaiter& waiter) noexcept {
   if (!waiter.waiting_) return;
   waiter.waiting_ = false;
   BufferWaiter* previous = nullptr;
-  for (BufferWaiter* w = first_waiter_; w != &waiter; w = w->next_waiter_) previous = w;
+  for (BufferWaiter* w = first_waiter_; w != &waiter; w = w->next_waiter_)
+    previous = w;
   (previous != nullptr ? previous->next_waiter_ : first_waiter_) = waiter.next_waiter_;
   if (last_waiter_ == &waiter) last_waiter_ = previous;
 }

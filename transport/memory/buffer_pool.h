@@ -1,10 +1,10 @@
 #pragma once
 // Registered buffers for transfers that cannot go straight into their place: one per reactor, sized once.
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <array>
 #include <span>
 #include <vector>
 

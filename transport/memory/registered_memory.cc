@@ -15,9 +15,10 @@ Result<void> RegisteredMemory::ensure(ProtectionDomain& domain) {
     entry.domain.store(&domain, std::memory_order_release);
     return {};
   }
-  return failure(ErrorKind::resource, fmt::format("registering memory with {}: it is registered with {} devices already, "
-                                                  "the most that is supported",
-                                                  domain.name(), kDomainsMax));
+  return failure(ErrorKind::resource,
+                 fmt::format("registering memory with {}: it is registered with {} devices already, "
+                             "the most that is supported",
+                             domain.name(), kDomainsMax));
 }
 
 const MemoryRegion* RegisteredMemory::in(const ProtectionDomain& domain) const noexcept {

@@ -35,8 +35,9 @@ Result<SharedMemory> SharedMemory::create(Bytes size, const Options& options) {
   const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
   const auto round_up = [](std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; };
   if (size.value() == 0 || size.value() > (std::uint64_t{1} << 62))
-    return failure(ErrorKind::invalid_argument, fmt::format("allocating {} bytes of memory for {}: 1 to 2^62 are possible",
-                                                            size.value(), options.name));
+    return failure(
+        ErrorKind::invalid_argument,
+        fmt::format("allocating {} bytes of memory for {}: 1 to 2^62 are possible", size.value(), options.name));
   SharedMemory memory;
   const int populate = options.populate ? MAP_POPULATE : 0;
   const auto try_map = [&](std::uint64_t bytes, unsigned memfd_flags) {
@@ -53,7 +54,8 @@ Result<SharedMemory> SharedMemory::create(Bytes size, const Options& options) {
     memory.span_ = {static_cast<std::byte*>(address), bytes, fd, 0};
     return true;
   };
-  if (options.huge_pages == HugePages::if_any && try_map(round_up(size.value(), kHugePage), MFD_HUGETLB | MFD_HUGE_2MB)) {
+  if (options.huge_pages == HugePages::if_any &&
+      try_map(round_up(size.value(), kHugePage), MFD_HUGETLB | MFD_HUGE_2MB)) {
     memory.huge_ = true;
     return memory;
   }
@@ -63,8 +65,7 @@ Result<SharedMemory> SharedMemory::create(Bytes size, const Options& options) {
   return memory;
 }
 
-SharedMemory::SharedMemory(SharedMemory&& other) noexcept
-    : span_(std::exchange(other.span_, {})), huge_(other.huge_) {}
+SharedMemory::SharedMemory(SharedMemory&& other) noexcept : span_(std::exchange(other.span_, {})), huge_(other.huge_) {}
 
 SharedMemory& SharedMemory::operator=(SharedMemory&& other) noexcept {
   std::swap(span_, other.span_);

@@ -33,7 +33,8 @@ std::size_t Mailbox::run() {
   }
   quiet();
   // A task may post another one: that one waits for the next turn, so that nobody can keep the reactor here.
-  for (Task& task : batch) task();
+  for (Task& task : batch)
+    task();
   return batch.size();
 }
 

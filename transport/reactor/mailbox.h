@@ -16,8 +16,8 @@ namespace rbt::transport {
 class Task {
  public:
   template <typename Callable>
-    requires(!std::is_same_v<std::remove_cvref_t<Callable>, Task>)
-  Task(Callable&& callable)  // NOLINT(google-explicit-constructor): a lambda is a task
+  requires(!std::is_same_v<std::remove_cvref_t<Callable>, Task>)
+      Task(Callable&& callable)  // NOLINT(google-explicit-constructor): a lambda is a task
       : body_(std::make_unique<Body<std::remove_cvref_t<Callable>>>(std::forward<Callable>(callable))) {}
   void operator()() { body_->run(); }
 

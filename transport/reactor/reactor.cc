@@ -52,7 +52,9 @@ Reactor::~Reactor() {
   if (epoll_fd_ >= 0) ::close(epoll_fd_);
 }
 
-void Reactor::add(Source& source) { sources_.push_back(&source); }
+void Reactor::add(Source& source) {
+  sources_.push_back(&source);
+}
 
 void Reactor::remove(Source& source) {
   const auto found = std::find(sources_.begin(), sources_.end(), &source);
@@ -84,7 +86,9 @@ void Reactor::unwatch(int fd) {
   if (!in_pass_) std::erase_if(watched_, [](const auto& entry) { return entry->removed; });
 }
 
-void Reactor::post(Task task) { mailbox_.put(std::move(task)); }
+void Reactor::post(Task task) {
+  mailbox_.put(std::move(task));
+}
 
 void Reactor::stop() {
   stopping_.store(true, std::memory_order_release);  // acquired by run()
@@ -157,7 +161,8 @@ void Reactor::wait_for_work(std::optional<Instant> until) {
   // Arm everything, look once more at what has no doorbell of its own, then sleep.
   std::size_t armed = 0;
   bool may_sleep = true;
-  for (; armed < sources_.size() && may_sleep; ++armed) may_sleep = sources_[armed]->arm();
+  for (; armed < sources_.size() && may_sleep; ++armed)
+    may_sleep = sources_[armed]->arm();
   if (may_sleep && !mailbox_.pending() && !stopping_.load(std::memory_order_acquire)) {
     int timeout_ms = -1;
     if (until) {
@@ -168,7 +173,8 @@ void Reactor::wait_for_work(std::optional<Instant> until) {
     counters_.sleeps.fetch_add(1, std::memory_order_relaxed);
     poll_descriptors(timeout_ms);
   }
-  for (std::size_t i = 0; i < armed && i < sources_.size(); ++i) sources_[i]->disarm();
+  for (std::size_t i = 0; i < armed && i < sources_.size(); ++i)
+    sources_[i]->disarm();
 }
 
 void Reactor::learn_spin(Instant idle_since) {
@@ -198,8 +204,10 @@ bool Reactor::run_until(const std::function<bool()>& done, Instant deadline) {
     if (options_.waiter == nullptr && now_ - *idle_since < spin_) continue;
     const auto next = timers_.next();
     std::optional<Instant> until = deadline;
-    if (deadline == Instant::max()) until = next;
-    else if (next && *next < deadline) until = next;
+    if (deadline == Instant::max())
+      until = next;
+    else if (next && *next < deadline)
+      until = next;
     wait_for_work(until);
   }
 }
@@ -214,8 +222,8 @@ void Reactor::run() {
                                               "it runs wherever the scheduler puts it")
                                 .message());
   }
-  [[maybe_unused]] const bool stopped = run_until([this] { return stopping_.load(std::memory_order_acquire); },
-                                                  Instant::max());
+  [[maybe_unused]] const bool stopped =
+      run_until([this] { return stopping_.load(std::memory_order_acquire); }, Instant::max());
 }
 
 }  // namespace rbt::transport

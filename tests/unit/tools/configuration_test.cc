@@ -101,5 +101,6 @@ TEST_CASE("An option that belongs to a subsystem needs one before it") {
   Configuration configuration;
   auto added = add_options(configuration, {{"store", "ram:size=1GiB"}});
   REQUIRE_FALSE(added);
-  CHECK_THAT(added.error().message(), Catch::Contains("--store ram:size=1GiB") && Catch::Contains("--subsystem before it"));
+  CHECK_THAT(added.error().message(),
+             Catch::Contains("--store ram:size=1GiB") && Catch::Contains("--subsystem before it"));
 }

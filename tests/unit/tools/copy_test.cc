@@ -90,7 +90,8 @@ std::vector<std::byte> content(std::size_t size, std::uint64_t seed) {
 }
 
 void write_file(const std::string& path, std::span<const std::byte> bytes) {
-  std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(bytes.data()), std::streamsize(bytes.size()));
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(bytes.data()), std::streamsize(bytes.size()));
 }
 
 std::vector<std::byte> read_file(const std::string& path) {
@@ -177,7 +178,8 @@ TEST_CASE("A sparse file is copied with its holes, and an odd size fills the las
   const auto wanted = read_file(path);
   CHECK(std::equal(wanted.begin(), wanted.end(), to.bytes.begin()));
   const std::size_t padded = (wanted.size() + 511) / 512 * 512;
-  for (std::size_t i = wanted.size(); i < padded; ++i) REQUIRE(to.bytes[i] == std::byte{0});
+  for (std::size_t i = wanted.size(); i < padded; ++i)
+    REQUIRE(to.bytes[i] == std::byte{0});
   CHECK(to.bytes[padded] == std::byte{0xee});
   CHECK(done->transferred < 100'000);
 }

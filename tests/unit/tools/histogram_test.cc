@@ -9,7 +9,8 @@ using namespace std::chrono_literals;
 TEST_CASE("A percentile is within half a percent of the exact value, at every scale") {
   for (const Duration unit : {Duration(1ns), Duration(1us), Duration(1ms), Duration(1s)}) {
     Histogram histogram;
-    for (int i = 1; i <= 1000; ++i) histogram.record(unit * i);
+    for (int i = 1; i <= 1000; ++i)
+      histogram.record(unit * i);
     const double us = std::chrono::duration<double, std::micro>(unit).count();
     CHECK(histogram.quantile_us(0.5) == Approx(500 * us).epsilon(0.005));
     CHECK(histogram.quantile_us(0.99) == Approx(990 * us).epsilon(0.005));
