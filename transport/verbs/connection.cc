@@ -71,8 +71,10 @@ Result<void> VerbsConnection::connect(const SocketAddress& to, const ConnectOpti
     return failure(resolve_failed(errno, "rdma_create_id", peer_, loopback, {}));
   id_.reset(id);
   SocketAddress destination = to;
-  if (rdma_resolve_addr(id, nullptr, destination.get(), kResolveTimeoutMs) != 0)
-    return failure(resolve_failed(errno, "rdma_resolve_addr", peer_, loopback, group_.devices().describe()));
+  if (rdma_resolve_addr(id, nullptr, destination.get(), kResolveTimeoutMs) != 0) {
+    const int error_number = errno;  // before describe() makes calls of its own
+    return failure(resolve_failed(error_number, "rdma_resolve_addr", peer_, loopback, group_.devices().describe()));
+  }
   timer_.arm(group_.reactor().clock().now() + timeout_);
   return {};
 }
@@ -161,10 +163,11 @@ void VerbsConnection::on_cm_event(const CmEvent& event) {
 
 void VerbsConnection::on_address_resolved() {
   advance(State::resolving_route);
-  if (rdma_resolve_route(id_.get(), kResolveTimeoutMs) != 0)
-    fail(Disconnect::Reason::unreachable,
-         resolve_failed(errno, "rdma_resolve_route", peer_, is_loopback(rdma_get_peer_addr(id_.get())),
-                        group_.devices().describe()));
+  if (rdma_resolve_route(id_.get(), kResolveTimeoutMs) == 0) return;
+  const int error_number = errno;
+  fail(Disconnect::Reason::unreachable,
+       resolve_failed(error_number, "rdma_resolve_route", peer_, is_loopback(rdma_get_peer_addr(id_.get())),
+                      group_.devices().describe()));
 }
 
 void VerbsConnection::on_route_resolved() {

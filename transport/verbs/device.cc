@@ -57,7 +57,8 @@ Result<std::unique_ptr<Device>> Device::open(ibv_context* context, Logger& logge
                      .receives_max = positive(attributes.max_srq) == 0 ? 0 : positive(attributes.max_srq_wr),
                      .reads_in_max = positive(attributes.max_qp_rd_atom),
                      .reads_out_max = positive(attributes.max_qp_init_rd_atom),
-                     .kernel_completion_flags = attributes.vendor_id == kRxeVendorId};
+                     .kernel_completion_flags = attributes.vendor_id == kRxeVendorId,
+                     .keeps_receives = attributes.vendor_id == kRxeVendorId};
   if (device->limits_.receives_max == 0)
     return failure(ErrorKind::unsupported,
                    fmt::format("{} has no shared receive queues (max_srq 0), which rbt needs", device->name_));

@@ -30,6 +30,8 @@ struct DeviceLimits {
   std::uint32_t reads_out_max = 0;      ///< RDMA READs outstanding on one queue pair
   /// rdma_rxe hands the kernel's own flag values through: there 0x4 says "with invalidate" and IBV_WC_WITH_INV stays 0.
   bool kernel_completion_flags = false;
+  /// rdma_rxe does not flush the receive buffer of a message that was half received when its queue pair died.
+  bool keeps_receives = false;
 };
 
 /// What befell a device or one of its queue pairs, as far as a poll group has to do something about it.

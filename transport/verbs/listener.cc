@@ -79,6 +79,9 @@ Result<std::unique_ptr<VerbsListener>> VerbsListener::create(const SocketAddress
   SocketAddress bound = address;
   if (rdma_bind_addr(id, bound.get()) != 0)
     return failure(listen_failed(errno, "rdma_bind_addr", text, loopback, devices));
+  // Without an RDMA device of its own, the kernel lets anybody bind to a loopback address, and nobody ever gets there.
+  if (loopback && id->verbs == nullptr)
+    return failure(listen_failed(ENODEV, "rdma_bind_addr", text, loopback, devices));
   if (rdma_listen(id, options.backlog) != 0)
     return failure(listen_failed(errno, "rdma_listen", text, loopback, devices));
   listener->address_ = to_text(rdma_get_local_addr(id));

@@ -252,6 +252,7 @@ bool Group::translate_receive(SharedQueues& queues, const ibv_wc& from, Completi
   to = Completion{};
   to.handler = &connection->handler();
   to.type = Completion::Type::receive;
+  connection->queue_pair()->received(queues.receives->turn(index));
   to.message = queues.receives->lend(index, from.byte_len);
   if (queues.receives->exhausted()) ++counters_.receives_stalled;
   if (invalidated(from, queues.device.limits())) to.invalidated_rkey = from.invalidated_rkey;
@@ -284,6 +285,7 @@ void Group::deliver(SharedQueues& queues, std::span<const ibv_wc> batch) {
   counters_.completions += count;
   if (count != 0) handler_.on_completions({out.data(), count});
   if (!failures_.empty()) report_failures();
+  if (queues.receives->last_turn() >= queues.audit_turn) reclaim_receives(queues);
 }
 
 void Group::report_failures() {
@@ -358,11 +360,17 @@ std::size_t Group::finish_closing() {
 
 void Group::finish(VerbsConnection& connection) {
   ConnectionHandler& handler = connection.handler();
+  QueuePair* const pair = connection.queue_pair();
+  SharedQueues* const queues = pair != nullptr && pair->was_ready() ? &pair->queues() : nullptr;
   drain();                 // its receives come back before the queue pair goes: some drivers drop them with it
   connection.dismantle();  // the fence
   drain();                 // and what it completed since; from here on nothing names it
   if (CmId id = connection.take_id_to_linger()) lingering_.push_back(std::make_unique<Lingering>(*this, std::move(id)));
   forget(connection);
+  if (queues != nullptr && queues->device.limits().keeps_receives) {
+    reclaim_receives(*queues);
+    queues->audit_turn = queues->receives->last_turn() + 2ULL * queues->receives->depth();  // what is not certain yet
+  }
   handler.on_closed();
 }
 
@@ -371,10 +379,21 @@ void Group::forget(VerbsConnection& connection) {
   std::replace(dirty_.begin(), dirty_.end(), &connection, static_cast<VerbsConnection*>(nullptr));
   if (last_found_ == &connection) last_found_ = nullptr;
   connections_.erase(connection.number());
-  for (const auto& queues : queues_) {
-    if (queues->queue_pairs != 0 || !queues->receives->buffers_kept()) continue;
-    if (auto renewed = queues->receives->renew(); !renewed) reactor_.logger().error("{}", renewed.error().message());
+}
+
+void Group::reclaim_receives(SharedQueues& queues) {
+  queues.audit_turn = ~std::uint64_t{0};
+  if (queues.queue_pairs == 0) {
+    if (auto renewed = queues.receives->renew(); !renewed) reactor_.logger().error("{}", renewed.error().message());
+    return;
   }
+  std::uint64_t before = queues.receives->last_turn();
+  for (const auto& [number, connection] : connections_)
+    if (const QueuePair* const pair = connection->queue_pair(); pair != nullptr && &pair->queues() == &queues)
+      before = std::min(before, pair->last_turn());
+  if (const std::size_t count = queues.receives->reclaim(before); count != 0)
+    reactor_.logger().debug("{}: {} receive buffers taken back that dead queue pairs had kept", queues.device.name(),
+                            count);
 }
 
 void Group::on_device_event(DeviceEvent event, std::uint64_t number, const Device* device) {

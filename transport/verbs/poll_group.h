@@ -66,6 +66,7 @@ class Group final : public PollGroup {
   std::size_t finish_closing();
   void finish(VerbsConnection& connection);
   void forget(VerbsConnection& connection);
+  void reclaim_receives(SharedQueues& queues);
 
   Devices& devices_;
   Reactor& reactor_;

@@ -25,6 +25,7 @@ struct SharedQueues {
   std::unique_ptr<CompletionQueues> completions;
   int event_descriptor = -1;  // ours: a duplicate of the device's, so that each group can watch it
   std::uint32_t queue_pairs = 0;
+  std::uint64_t audit_turn = ~std::uint64_t{0};  // when this turn is completed, look for kept receive buffers
 };
 
 /// One thread. librdmacm does not know of it (rdma_cm_id::qp stays null): it would set the peer's retry count, and 7
@@ -50,9 +51,12 @@ class QueuePair {
   void fail() noexcept;
 
   [[nodiscard]] SendQueue& sends() noexcept { return sends_; }
-  [[nodiscard]] SharedQueues& queues() noexcept { return queues_; }
+  [[nodiscard]] SharedQueues& queues() const noexcept { return queues_; }
   [[nodiscard]] std::uint32_t number() const noexcept { return handle_->qp_num; }
   [[nodiscard]] const ConnectionLimits& limits() const noexcept { return limits_; }
+  /// The turn (ReceiveQueue) of the last receive buffer that it cannot still hold.
+  [[nodiscard]] std::uint64_t last_turn() const noexcept { return last_turn_; }
+  void received(std::uint64_t turn) noexcept { last_turn_ = turn; }
   /// True once it could have taken a receive buffer.
   [[nodiscard]] bool was_ready() const noexcept { return was_ready_; }
 
@@ -68,6 +72,7 @@ class QueuePair {
   SendQueue sends_;
   ibv_cq* completions_ = nullptr;
   ibv_qp* handle_ = nullptr;
+  std::uint64_t last_turn_;
   bool was_ready_ = false;
 };
 

@@ -85,13 +85,18 @@ void ReceiveQueue::recycle(std::uint32_t index) noexcept {
 
 void ReceiveQueue::taken(const Buffer& buffer) noexcept {
   --posted_;
-  last_completed_ = std::max(last_completed_, buffer.turn);
+  last_turn_ = std::max(last_turn_, buffer.turn);
 }
 
-bool ReceiveQueue::buffers_kept() const noexcept {
-  return std::any_of(buffers_.begin(), buffers_.end(), [this](const Buffer& buffer) {
-    return buffer.place == Place::device && buffer.turn < last_completed_;
-  });
+std::size_t ReceiveQueue::reclaim(std::uint64_t before) noexcept {
+  std::size_t reclaimed = 0;
+  for (Buffer& buffer : buffers_) {
+    if (buffer.place != Place::device || buffer.turn >= before) continue;
+    --posted_;
+    wait(buffer);
+    ++reclaimed;
+  }
+  return reclaimed;
 }
 
 void ReceiveQueue::wait(Buffer& buffer) noexcept {

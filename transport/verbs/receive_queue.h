@@ -45,11 +45,19 @@ class ReceiveQueue {
   void flush();
   [[nodiscard]] bool dirty() const noexcept { return first_waiting_ != nullptr; }
 
-  /// For when no queue pair uses the queue and its completions are polled: whatever the device kept comes back, in a new
-  /// queue. A queue pair that dies in the middle of a message may keep its buffer (rxe does) and never complete it.
+  // A queue pair of rxe that dies in the middle of a message keeps that message's buffer and never completes it (the
+  // specification wants it flushed). What was kept is known from two facts: the device takes buffers in the order they
+  // were posted, their turns, and a queue pair has one at a time.
+
+  /// When buffer `index` was posted, counted in buffers.
+  [[nodiscard]] std::uint64_t turn(std::uint32_t index) const noexcept { return buffers_[index].turn; }
+  /// The latest turn completed.
+  [[nodiscard]] std::uint64_t last_turn() const noexcept { return last_turn_; }
+  /// Takes back what every living queue pair has left behind: each has completed a buffer of turn `before` or later, or
+  /// was made when one had been. Returns how many buffers there were.
+  std::size_t reclaim(std::uint64_t before) noexcept;
+  /// For when no queue pair uses the queue and its completions are polled: everything comes back, in a new queue.
   [[nodiscard]] Result<void> renew();
-  /// True if a buffer was kept: one posted later has been completed before it.
-  [[nodiscard]] bool buffers_kept() const noexcept;
 
  private:
   enum class Place : std::uint8_t { device, consumer, waiting };
@@ -76,7 +84,7 @@ class ReceiveQueue {
   ibv_recv_wr* last_waiting_ = nullptr;
   std::uint32_t posted_ = 0;
   std::uint64_t turns_ = 0;
-  std::uint64_t last_completed_ = 0;
+  std::uint64_t last_turn_ = 0;
 };
 
 }  // namespace rbt::transport::verbs
