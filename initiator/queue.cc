@@ -181,6 +181,7 @@ void Queue::on_established(std::span<const std::byte> private_data) {
   // CRQSIZE: no more commands than the controller has receives. 0 or nothing: not told (padding looks like that).
   if (const auto receives = nvme::parse_cm_accept(private_data); receives && *receives != 0 && *receives < depth_) {
     depth_ = *receives;
+    entries_ = depth_ + 1;
     std::erase_if(free_slots_, [this](std::uint32_t slot) { return slot >= depth_; });
   }
   advance(QueueState::live);
