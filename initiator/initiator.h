@@ -82,7 +82,8 @@ enum class SessionState : std::uint8_t {
 struct SessionOptions {
   HostOptions host{};
   std::uint32_t io_queues = 1;  ///< to ask for, 0 (info only) to 1024; granted: Session::io_queues(). URI: queues=
-  Duration keep_alive = std::chrono::seconds(15);       ///< KATO: how long either side may be silent; 0: off
+  Duration keep_alive =
+      std::chrono::seconds(15);  ///< KATO; a keep-alive is sent at half of it and given as long to be answered; 0: off
   Duration connect_timeout = std::chrono::seconds(10);  ///< for all of connect(), and for all of open_queue_pair()
   Duration command_timeout = std::chrono::seconds(30);  ///< for each command, unless its request says otherwise
   /// Who drives admin queue and keep-alive. Null: a thread of the session's own. Otherwise the caller turns
@@ -109,7 +110,7 @@ class RegisteredBuffer {
 class Session {
  public:
   /// Blocks until the controller is enabled, identified and its namespaces are listed, or until the timeout.
-  /// The order of commands is the Linux host's (docs/wire.md). `uri` without an NQN is refused: discover()
+  /// The order of commands is the Linux host's. `uri` without an NQN is refused: discover()
   /// first.
   [[nodiscard]] static Result<std::unique_ptr<Session>> connect(const Environment& environment, const Uri& uri,
                                                                 const SessionOptions& options);
