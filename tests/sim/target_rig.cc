@@ -58,6 +58,7 @@ TargetRig::TargetRig(RigOptions options) : network(options.network, logger) {
                                                   .model = "a model"}));
   auto store = target::make_store(options.store, {.clock = network.clock(), .random = random, .logger = logger});
   if (!store) FAIL(store.error().message());
+  if (options.gate != nullptr) store = make_gated_store(std::move(*store), *options.gate);
   REQUIRE(target->add_namespace(nqn(kSubsystem), std::move(*store)).has_value());
   auto listening = target->listen(network.fabric("target"), address());
   if (!listening) FAIL(listening.error().message());

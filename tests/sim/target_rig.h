@@ -12,6 +12,7 @@
 #include "common/nvme/properties.h"
 #include "common/nvme/types.h"
 #include "target/target.h"
+#include "tests/sim/gated_store.h"
 #include "tests/sim/raw_host.h"
 #include "transport/sim/network.h"
 
@@ -38,6 +39,7 @@ struct RigOptions {
   target::TargetLimits limits = {};
   std::size_t reactors = 2;
   std::string store = "ram:size=16MiB";
+  Gate* gate = nullptr;  ///< not null: the store waits behind it
   bool allow_any_host = true;
   std::vector<nvme::Nqn> allowed_hosts = {};
 };
