@@ -39,8 +39,9 @@ void Acceptor::on_request(std::unique_ptr<transport::ConnectionRequest> request)
     refuse(*request, nvme::CmReject::invalid_qid,
            fmt::format("queue {} asked for, {} is the highest", wanted.qid.value(), limits.io_queues_max));
   } else if (wanted.host_sends > depth_max) {
-    refuse(*request, nvme::CmReject::invalid_host_send_queue_size,
-           fmt::format("{} entries asked for queue {}, {} is the most", wanted.host_sends, wanted.qid.value(), depth_max));
+    refuse(
+        *request, nvme::CmReject::invalid_host_send_queue_size,
+        fmt::format("{} entries asked for queue {}, {} is the most", wanted.host_sends, wanted.qid.value(), depth_max));
   } else if (request->peer_incoming_reads() == 0) {
     // Connect's data, and every keyed write, come by RDMA READ.
     refuse(*request, nvme::CmReject::invalid_responder_resources, "the host serves no RDMA READs");
@@ -52,7 +53,8 @@ void Acceptor::on_request(std::unique_ptr<transport::ConnectionRequest> request)
     refuse(*request, nvme::CmReject::no_resources, "the target is shutting down");
   } else {
     std::uint64_t connections = 0;
-    for (const auto& reactor : core_.reactors) connections += reactor->load();
+    for (const auto& reactor : core_.reactors)
+      connections += reactor->load();
     if (connections >= limits.connections_max) {
       refuse(*request, nvme::CmReject::no_resources,
              fmt::format("there are {} connections, which is the most", limits.connections_max));
@@ -81,8 +83,8 @@ ReactorContext& Acceptor::place(Qid qid) noexcept {
 
 void Acceptor::refuse(transport::ConnectionRequest& request, nvme::CmReject reason, const std::string& why) {
   core_.connections_refused.fetch_add(1, std::memory_order_relaxed);
-  core_.reactors.front()->warn(LogCause::refused, "connection request of {}: {}; refused",
-                               printable(request.peer()), why);
+  core_.reactors.front()->warn(LogCause::refused, "connection request of {}: {}; refused", printable(request.peer()),
+                               why);
   request.reject(nvme::wire_bytes(nvme::encode_cm_reject(reason)));
 }
 

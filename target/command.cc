@@ -64,8 +64,7 @@ nvme::Expected<Plan> Command::decode() {
   if (!owns_cid_) return refuse(StatusCode::command_id_conflict);
   // FUSES is 0: no fused commands. Bits 5:2 are reserved.
   if (!sqe_.reserved_flags_clear() || sqe_.fuse() != nvme::Fuse::none) return refuse(StatusCode::invalid_field);
-  const auto data =
-      nvme::parse_data_pointer(sqe_, message_.bytes.size(), {connection_->fabric().in_capsule_bytes()});
+  const auto data = nvme::parse_data_pointer(sqe_, message_.bytes.size(), {connection_->fabric().in_capsule_bytes()});
   if (!data) return tl::unexpected(data.error());
   data_ = *data;
 
@@ -294,7 +293,9 @@ bool Command::abandon() {
 
 // ---- Small things ----
 
-Controller& Command::controller() const noexcept { return *connection_->controller(); }
+Controller& Command::controller() const noexcept {
+  return *connection_->controller();
+}
 
 StoreQueue& Command::store_queue(const Namespace& ns) const noexcept {
   return connection_->reactor().store_queue(ns);

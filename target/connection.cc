@@ -71,8 +71,9 @@ Connection::Connection(ReactorContext& reactor, FabricGroup& fabric, std::uint64
       cids_(kCidWords),
       waiting_(wanted.host_sends),
       half_open_(reactor.reactor().timers(), [this] {
-        fail(fmt::format("no Connect within {} ms of the connection request",
-                         std::chrono::duration_cast<std::chrono::milliseconds>(reactor_.core().limits.half_open).count()));
+        fail(fmt::format(
+            "no Connect within {} ms of the connection request",
+            std::chrono::duration_cast<std::chrono::milliseconds>(reactor_.core().limits.half_open).count()));
       }) {
   terms_.qid = wanted.qid;
   terms_.entries = wanted.host_sends;
@@ -177,7 +178,9 @@ void Connection::on_receive(const transport::ReceivedMessage& message) {
   waiting_[(waiting_first_ + waiting_count_++) % waiting_.size()] = message;
 }
 
-void Connection::begin(const transport::ReceivedMessage& message) { free_.pop_front()->start(message); }
+void Connection::begin(const transport::ReceivedMessage& message) {
+  free_.pop_front()->start(message);
+}
 
 void Connection::begin_waiting() {
   while (waiting_count_ > 0 && !free_.empty() && !ended()) {
@@ -195,7 +198,9 @@ void Connection::drop_waiting_messages() noexcept {
   }
 }
 
-void Connection::release_receive(std::uint32_t buffer_id) noexcept { fabric_.group().release(buffer_id); }
+void Connection::release_receive(std::uint32_t buffer_id) noexcept {
+  fabric_.group().release(buffer_id);
+}
 
 bool Connection::take_cid(Cid cid) noexcept {
   std::uint64_t& word = cids_[cid.value() / 64u];
@@ -211,7 +216,9 @@ void Connection::give_cid(Cid cid) noexcept {
 
 // ---- Sending ----
 
-std::uint32_t Connection::read_credits() const noexcept { return read_credits_.free(); }
+std::uint32_t Connection::read_credits() const noexcept {
+  return read_credits_.free();
+}
 
 void Connection::request_read_credit(Command& command) {
   awaiting_read_.push_back(command);
@@ -228,8 +235,10 @@ void Connection::request_send_credit(Command& command) {
 void Connection::serve_credits() {
   if (serving_) return;
   serving_ = true;
-  while (!ended() && !awaiting_send_.empty() && awaiting_send_.front()->post_response()) awaiting_send_.pop_front();
-  while (!ended() && !awaiting_read_.empty() && awaiting_read_.front()->post_reads()) awaiting_read_.pop_front();
+  while (!ended() && !awaiting_send_.empty() && awaiting_send_.front()->post_response())
+    awaiting_send_.pop_front();
+  while (!ended() && !awaiting_read_.empty() && awaiting_read_.front()->post_reads())
+    awaiting_read_.pop_front();
   serving_ = false;
 }
 

@@ -152,8 +152,8 @@ class Connection final : public transport::ConnectionHandler {
   CommandList awaiting_read_;
   CommandList awaiting_send_;
   bool serving_ = false;
-  std::uint32_t outstanding_ = 0;  // commands received and not answered
-  std::uint32_t abandoned_ = 0;    // commands that wait for a store after the end
+  std::uint32_t outstanding_ = 0;    // commands received and not answered
+  std::uint32_t abandoned_ = 0;      // commands that wait for a store after the end
   std::vector<std::uint64_t> cids_;  // one bit per CID
   // Messages that came before a slot was free: the host may reuse a CID before our SEND's completion is seen.
   std::vector<transport::ReceivedMessage> waiting_;  // a ring of wanted_.host_sends

@@ -17,7 +17,8 @@ void ErrorLog::record(Entry entry) noexcept {
 std::array<ErrorLog::Entry, ErrorLog::kEntries> ErrorLog::newest_first() const noexcept {
   const std::lock_guard lock(mutex_);
   std::array<Entry, kEntries> entries{};
-  for (std::uint64_t i = 0; i < kEntries && i < total_; ++i) entries[i] = ring_[(total_ - 1 - i) % kEntries];
+  for (std::uint64_t i = 0; i < kEntries && i < total_; ++i)
+    entries[i] = ring_[(total_ - 1 - i) % kEntries];
   return entries;
 }
 

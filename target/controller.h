@@ -62,8 +62,9 @@ class Controller {
   };
 
   /// `on_expired` is called on the home reactor when the host has been silent for the keep-alive timeout.
-  Controller(Identity identity, const Subsystem& subsystem, std::uint32_t queue_entries_max, std::uint32_t io_queues_max,
-             transport::TimerQueue& timers, const Clock& clock, std::function<void()> on_expired);
+  Controller(Identity identity, const Subsystem& subsystem, std::uint32_t queue_entries_max,
+             std::uint32_t io_queues_max, transport::TimerQueue& timers, const Clock& clock,
+             std::function<void()> on_expired);
 
   // Any thread.
   [[nodiscard]] const Identity& identity() const noexcept { return identity_; }

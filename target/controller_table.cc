@@ -39,8 +39,8 @@ tl::expected<Controller*, ConnectFailure> ControllerTable::attach(const nvme::Co
     return tl::unexpected(invalid_connect_data(offsetof(nvmf_connect_data, hostid)));
   if (request.qid.value() > controller.io_queues_granted())
     return tl::unexpected(invalid_connect_field(offsetof(nvme::ConnectCommand, qid)));
-  const bool in_use = std::any_of(entry.queues.begin(), entry.queues.end(),
-                                  [&](const Queue& each) { return each.qid == request.qid; });
+  const bool in_use =
+      std::any_of(entry.queues.begin(), entry.queues.end(), [&](const Queue& each) { return each.qid == request.qid; });
   // Both are what Linux answers, too: the queue exists, or the controller is not enabled yet.
   if (in_use || !controller.ready())
     return tl::unexpected(ConnectFailure{nvme::Status::permanent(StatusCode::command_sequence_error), 0});

@@ -18,7 +18,9 @@ using nvme::to_le;
 constexpr std::uint16_t kAdminQueueEntries = 32;
 constexpr std::uint16_t kDynamicController = 0xffff;
 
-bool is_wildcard(std::string_view host) { return host.empty() || host == "0.0.0.0" || host == "::"; }
+bool is_wildcard(std::string_view host) {
+  return host.empty() || host == "0.0.0.0" || host == "::";
+}
 
 void set_rdma_address(nvmf_disc_log_entry& entry, const Uri& uri, const std::string& reached_at) {
   // Whoever listens everywhere was reached somewhere: that is where the host can find us again.

@@ -33,7 +33,7 @@ constexpr Operation admin(AdminOpcode opcode, std::string_view name, nvme::Expec
 enum class Repeat : std::uint8_t { no, yes };
 constexpr Operation io(IoOpcode opcode, std::string_view name, nvme::Expected<Plan> (*plan)(Command&),
                        Step (*execute)(Command&), std::uint32_t effects, Repeat repeat = Repeat::no) {
-  return {QueueKind::io, static_cast<std::uint8_t>(opcode), name, plan, execute, kIoController, effects,
+  return {QueueKind::io,        static_cast<std::uint8_t>(opcode), name, plan, execute, kIoController, effects,
           repeat == Repeat::yes};
 }
 
@@ -55,8 +55,7 @@ constexpr std::array kOperations = {
     io(IoOpcode::write, "Write", plan_write, write, kChangesBlocks),
     io(IoOpcode::read, "Read", plan_read, read, kSupported),
     io(IoOpcode::write_zeroes, "Write Zeroes", plan_write_zeroes, write_zeroes, kChangesBlocks),
-    io(IoOpcode::dataset_management, "Dataset Management", plan_dataset_management, dataset_management,
-       kChangesBlocks),
+    io(IoOpcode::dataset_management, "Dataset Management", plan_dataset_management, dataset_management, kChangesBlocks),
 };
 
 // Opcode to place in kOperations, plus one; 0: not served.
@@ -76,6 +75,8 @@ const Operation* find_operation(QueueKind kind, std::uint8_t opcode) noexcept {
   return place == 0 ? nullptr : &kOperations[place - 1u];
 }
 
-std::span<const Operation> operations() noexcept { return kOperations; }
+std::span<const Operation> operations() noexcept {
+  return kOperations;
+}
 
 }  // namespace rbt::target

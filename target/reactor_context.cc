@@ -43,8 +43,8 @@ Result<std::unique_ptr<ReactorContext>> ReactorContext::create(Core& core, trans
                                                                std::size_t index) {
   std::unique_ptr<ReactorContext> context(new ReactorContext(core, reactor, index));
   // Local access is all it takes: hosts never reach this memory by themselves.
-  auto buffers = transport::BufferPool::create(core.limits.buffers, transport::RemoteAccess::none,
-                                               {.name = "rbt-target-buffers"});
+  auto buffers =
+      transport::BufferPool::create(core.limits.buffers, transport::RemoteAccess::none, {.name = "rbt-target-buffers"});
   if (!buffers) return failure(std::move(buffers.error()).within("buffers of a reactor"));
   context->buffers_ = std::move(*buffers);
   return context;
@@ -170,8 +170,8 @@ void ReactorContext::drain_step() {
   for (const auto& [id, connection] : connections_) {
     if (connection->ended()) continue;
     const Controller* const controller = connection->controller();
-    const bool has_io_queues = controller != nullptr && connection->terms().qid == Qid(0) &&
-                               core_.controllers.io_queue_count(*controller) > 0;
+    const bool has_io_queues =
+        controller != nullptr && connection->terms().qid == Qid(0) && core_.controllers.io_queue_count(*controller) > 0;
     if (!late && (!connection->quiet() || has_io_queues)) continue;
     connection->close();
   }

@@ -34,7 +34,8 @@ Namespace::Namespace(Nsid nsid, std::size_t index, std::unique_ptr<Store> store,
 
 NamespaceTotals Namespace::totals() const noexcept {
   NamespaceTotals totals;
-  for (std::size_t i = 0; i < reactors_; ++i) totals += counters_[i];
+  for (std::size_t i = 0; i < reactors_; ++i)
+    totals += counters_[i];
   return totals;
 }
 

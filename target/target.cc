@@ -35,7 +35,8 @@ Result<void> check_limits(const TargetLimits& limits) {
   if (auto ok = in_range("the buffer memory", limits.buffers.value(), 4 * kMiB, kTiB); !ok) return ok;
   const std::uint32_t in_capsule = limits.in_capsule_bytes.value_or(0);
   if (in_capsule % 16 != 0)
-    return failure(ErrorKind::invalid_argument, fmt::format("in-capsule data of {} bytes: not a multiple of 16", in_capsule));
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("in-capsule data of {} bytes: not a multiple of 16", in_capsule));
   return in_range("in-capsule data", in_capsule, 0, kInCapsuleMax);
 }
 
@@ -63,7 +64,8 @@ struct Target::Impl {
   template <typename Body>
   void on_each_reactor(const Body& body) {
     if (!running) {
-      for (const auto& reactor : core.reactors) body(*reactor);
+      for (const auto& reactor : core.reactors)
+        body(*reactor);
       return;
     }
     std::vector<std::promise<void>> done(core.reactors.size());
@@ -72,7 +74,8 @@ struct Target::Impl {
         body(*reactor);
         promise.set_value();
       });
-    for (auto& promise : done) promise.get_future().wait();
+    for (auto& promise : done)
+      promise.get_future().wait();
   }
 
   TargetOptions options;
@@ -104,9 +107,12 @@ Result<std::unique_ptr<Target>> Target::open(const TargetOptions& options) {
     impl->core.reactors.push_back(std::move(*context));
   }
   impl->core.started = options.clock.now();
-  impl->core.subsystems.push_back(std::make_unique<Subsystem>(Subsystem::Description{
-      .nqn = nvme::Nqn::discovery(), .kind = ControllerKind::discovery, .allow_any_host = true, .allowed_hosts = {},
-      .serial = "rbt", .model = "rbt discovery"}));
+  impl->core.subsystems.push_back(std::make_unique<Subsystem>(Subsystem::Description{.nqn = nvme::Nqn::discovery(),
+                                                                                     .kind = ControllerKind::discovery,
+                                                                                     .allow_any_host = true,
+                                                                                     .allowed_hosts = {},
+                                                                                     .serial = "rbt",
+                                                                                     .model = "rbt discovery"}));
   return std::unique_ptr<Target>(new Target(std::move(impl)));
 }
 
@@ -128,9 +134,13 @@ Result<void> Target::add_subsystem(const nvme::Nqn& nqn, const SubsystemOptions&
   if (auto ok = check_text("model", options.model, kModelMax); !ok) return fail_with(std::move(ok.error()));
   std::string serial = options.serial;
   if (serial.empty()) serial = fmt::format("{:016x}", impl_->options.random());
-  impl_->core.subsystems.push_back(std::make_unique<Subsystem>(Subsystem::Description{
-      .nqn = nqn, .kind = ControllerKind::io, .allow_any_host = options.allow_any_host,
-      .allowed_hosts = options.allowed_hosts, .serial = std::move(serial), .model = options.model}));
+  impl_->core.subsystems.push_back(
+      std::make_unique<Subsystem>(Subsystem::Description{.nqn = nqn,
+                                                         .kind = ControllerKind::io,
+                                                         .allow_any_host = options.allow_any_host,
+                                                         .allowed_hosts = options.allowed_hosts,
+                                                         .serial = std::move(serial),
+                                                         .model = options.model}));
   return {};
 }
 
@@ -181,7 +191,8 @@ Result<void> Target::start() {
   if (impl_->started) return failure(ErrorKind::in_use, "starting a target: it has been started before");
   impl_->started = true;
   if (!impl_->own_reactors()) return {};
-  for (const auto& reactor : impl_->reactors) impl_->threads.emplace_back([&reactor] { reactor->run(); });
+  for (const auto& reactor : impl_->reactors)
+    impl_->threads.emplace_back([&reactor] { reactor->run(); });
   impl_->running = true;
   return {};
 }
@@ -191,13 +202,16 @@ void Target::drain(Duration bound) {
   impl_->core.draining.store(true, std::memory_order_relaxed);
   const Instant deadline = impl_->options.clock.now() + bound;
   impl_->core.reactors.front()->post([this] {
-    for (const auto& acceptor : impl_->acceptors) acceptor->close();
+    for (const auto& acceptor : impl_->acceptors)
+      acceptor->close();
   });
   for (const auto& reactor : impl_->core.reactors)
     reactor->post([reactor = reactor.get(), deadline] { reactor->drain(deadline); });
 }
 
-bool Target::drained() const noexcept { return impl_->core.gate.empty(); }
+bool Target::drained() const noexcept {
+  return impl_->core.gate.empty();
+}
 
 void Target::stop() {
   drain(Duration::zero());
@@ -205,8 +219,10 @@ void Target::stop() {
   impl_->core.gate.wait_until_empty();
   // What belongs to a reactor's thread is freed there.
   impl_->on_each_reactor([](ReactorContext& reactor) { reactor.close_stores(); });
-  for (const auto& reactor : impl_->reactors) reactor->stop();
-  for (auto& thread : impl_->threads) thread.join();
+  for (const auto& reactor : impl_->reactors)
+    reactor->stop();
+  for (auto& thread : impl_->threads)
+    thread.join();
   impl_->threads.clear();
   impl_->running = false;
 }
@@ -218,8 +234,7 @@ TargetStatistics Target::statistics() const {
   statistics.connections_accepted = core.connections_accepted.load(std::memory_order_relaxed);
   statistics.connections_refused = core.connections_refused.load(std::memory_order_relaxed);
   statistics.reactors.resize(core.reactors.size());
-  impl_->on_each_reactor(
-      [&](ReactorContext& reactor) { statistics.reactors[reactor.index()] = reactor.statistics(); });
+  impl_->on_each_reactor([&](ReactorContext& reactor) { statistics.reactors[reactor.index()] = reactor.statistics(); });
   for (const auto& subsystem : core.subsystems)
     for (const Namespace* ns : subsystem->namespaces()) {
       const NamespaceTotals totals = ns->totals();

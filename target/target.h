@@ -31,15 +31,15 @@ namespace rbt::target {
 
 /// Bounds on everything that a peer can make the target hold.
 struct TargetLimits {
-  std::uint32_t queue_depth_max = 1024;    ///< entries of an I/O queue, 2 to 1024 (CAP.MQES, MAXCMD)
-  std::uint32_t io_queues_max = 64;        ///< per controller, 1 to 1024
-  std::uint32_t connections_max = 1024;    ///< of all hosts; one more is refused with "no resources"
-  std::uint32_t reads_max = 128;           ///< RDMA READs outstanding per connection, as far as device and peer allow
+  std::uint32_t queue_depth_max = 1024;  ///< entries of an I/O queue, 2 to 1024 (CAP.MQES, MAXCMD)
+  std::uint32_t io_queues_max = 64;      ///< per controller, 1 to 1024
+  std::uint32_t connections_max = 1024;  ///< of all hosts; one more is refused with "no resources"
+  std::uint32_t reads_max = 128;         ///< RDMA READs outstanding per connection, as far as device and peer allow
   /// In-capsule data offered to hosts, bytes, 0 to 16 KiB, a multiple of 16; none: what the fabric prefers (4 KiB over
   /// verbs, nothing over shared memory).
   std::optional<std::uint32_t> in_capsule_bytes = {};
-  Bytes buffers = Bytes(64 * kMiB);        ///< registered buffers per reactor: transfers of disk stores, admin data
-  std::uint32_t receive_depth = 1024;      ///< receive buffers per reactor and device
+  Bytes buffers = Bytes(64 * kMiB);    ///< registered buffers per reactor: transfers of disk stores, admin data
+  std::uint32_t receive_depth = 1024;  ///< receive buffers per reactor and device
   Duration half_open = std::chrono::seconds(5);  ///< a connection without a successful Connect is closed after this
 };
 
@@ -60,8 +60,8 @@ struct TargetOptions {
 struct SubsystemOptions {
   bool allow_any_host = false;
   std::vector<nvme::Nqn> allowed_hosts = {};  ///< host NQNs
-  std::string serial = {};         ///< at most 20 ASCII characters; empty: 16 random hexadecimal digits
-  std::string model = "rbt";       ///< at most 40 ASCII characters
+  std::string serial = {};                    ///< at most 20 ASCII characters; empty: 16 random hexadecimal digits
+  std::string model = "rbt";                  ///< at most 40 ASCII characters
 };
 
 /// Commands of one namespace since start, all hosts and reactors together.
@@ -97,7 +97,8 @@ struct TargetStatistics {
   std::vector<NamespaceStatistics> namespaces;
   [[nodiscard]] std::size_t connections() const noexcept {
     std::size_t sum = 0;
-    for (const auto& reactor : reactors) sum += reactor.connections;
+    for (const auto& reactor : reactors)
+      sum += reactor.connections;
     return sum;
   }
 };

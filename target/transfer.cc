@@ -30,14 +30,15 @@ void Batch::add_segment(const Segment& segment) noexcept {
 
 void Batch::finish(std::uint64_t wr_id) noexcept {
   check(requests_used_ > 0, "a batch is not empty");
-  for (WorkRequest& request : std::span(requests_.data(), requests_used_)) request.wr_id = wr_id;
+  for (WorkRequest& request : std::span(requests_.data(), requests_used_))
+    request.wr_id = wr_id;
   requests_[requests_used_ - 1].signaled = true;
 }
 
-void Transfer::fill(Batch& batch, Opcode opcode, const ConnectionLimits& limits,
-                    std::uint32_t requests_max) noexcept {
+void Transfer::fill(Batch& batch, Opcode opcode, const ConnectionLimits& limits, std::uint32_t requests_max) noexcept {
   std::uint32_t room = std::min(requests_max, batch.requests_free());
-  for (; room > 0 && left_ > 0 && batch.segments_free() > 0; --room) fill_one(batch, opcode, limits);
+  for (; room > 0 && left_ > 0 && batch.segments_free() > 0; --room)
+    fill_one(batch, opcode, limits);
 }
 
 void Transfer::fill_one(Batch& batch, Opcode opcode, const ConnectionLimits& limits) noexcept {

@@ -12,7 +12,9 @@ namespace rbt::target {
 using nvme::Status;
 using nvme::StatusCode;
 
-nvme::Expected<Plan> plan_nothing(Command&) { return Plan{}; }
+nvme::Expected<Plan> plan_nothing(Command&) {
+  return Plan{};
+}
 
 Step async_event_request(Command& command) {
   auto& held = command.controller().held_events();
@@ -26,7 +28,8 @@ void complete_held_events(Controller& controller, Status status) {
   // Completing one may let the next command in: the list is emptied first.
   const std::vector<Command*> held(controller.held_events());
   controller.held_events().clear();
-  for (Command* const each : held) each->complete_held(status, 0);
+  for (Command* const each : held)
+    each->complete_held(status, 0);
 }
 
 Step abort_command(Command& command) {

@@ -26,7 +26,9 @@ constexpr std::uint32_t kExtendedHostId = 1;
 // it does not.
 constexpr std::uint32_t kAsyncEventsKnown = 0xff;
 
-bool is_io(const Command& command) { return command.controller().kind() == ControllerKind::io; }
+bool is_io(const Command& command) {
+  return command.controller().kind() == ControllerKind::io;
+}
 
 // Which features there are, and how many bytes of data they have.
 Expected<std::uint32_t> data_bytes(const Command& command, std::uint8_t fid) {
@@ -61,8 +63,7 @@ Step set_queue_count(Command& command, std::uint32_t value) {
   // Only between enabling the controller and its first I/O queue (5.27.1.5).
   if (command.connection().reactor().core().controllers.io_queue_count(controller) > 0)
     return command.finish(Status::permanent(StatusCode::command_sequence_error));
-  const std::uint32_t granted =
-      std::min({wanted->submission, wanted->completion, controller.io_queues_max()});
+  const std::uint32_t granted = std::min({wanted->submission, wanted->completion, controller.io_queues_max()});
   controller.grant_io_queues(granted);
   command.set_result(nvme::encode_queue_counts({granted, granted}));
   return command.finish(Status());

@@ -30,16 +30,16 @@ constexpr std::uint8_t kMdts = 8;  // 2^8 pages of 4 KiB
 static_assert(kTransferMax == 4096u << kMdts);
 constexpr std::uint16_t kKeepAliveGranularity = 1;  // of 100 ms
 constexpr std::uint16_t kDiscoveryMaxCommands = 32;
-constexpr std::uint8_t kAbortLimit = 3;           // ACL, 0's based
+constexpr std::uint8_t kAbortLimit = 3;                // ACL, 0's based
 constexpr std::uint8_t kFirmwareSlots = 1u << 1 | 1u;  // one slot, read only
-constexpr std::uint32_t kSglsPlain = 1u << 0;     // no alignment or granularity asked for
+constexpr std::uint32_t kSglsPlain = 1u << 0;          // no alignment or granularity asked for
 constexpr std::uint32_t kSglsKeyed = 1u << 2;
-constexpr std::uint32_t kSglsOffset = 1u << 20;   // in-capsule data
+constexpr std::uint32_t kSglsOffset = 1u << 20;  // in-capsule data
 constexpr std::uint8_t kVwcPresent = 1u << 0;
-constexpr std::uint8_t kVwcFlushAll = 3u << 1;    // Flush with NSID FFFFFFFFh flushes every namespace
+constexpr std::uint8_t kVwcFlushAll = 3u << 1;  // Flush with NSID FFFFFFFFh flushes every namespace
 constexpr std::uint8_t kLpaSmartPerNamespace = 1u << 0;
 constexpr std::uint8_t kLpaEffects = 1u << 1;
-constexpr std::uint8_t kLpaOffset = 1u << 2;      // extended data: NUMDU, LPOL, LPOU
+constexpr std::uint8_t kLpaOffset = 1u << 2;  // extended data: NUMDU, LPOL, LPOU
 
 template <typename T>
 Step answer(Command& command, const T& structure) {
@@ -58,9 +58,8 @@ void describe_io_controller(nvme_id_ctrl& id, const Subsystem& subsystem, const 
   id.maxcmd = to_le(static_cast<std::uint16_t>(limits.queue_depth_max));
   id.nn = to_le(subsystem.nsid_highest());
   const auto namespaces = subsystem.namespaces();
-  const bool zeroes = std::any_of(namespaces.begin(), namespaces.end(), [](const Namespace* ns) {
-    return ns->geometry().write_zeroes != Ability::none;
-  });
+  const bool zeroes = std::any_of(namespaces.begin(), namespaces.end(),
+                                  [](const Namespace* ns) { return ns->geometry().write_zeroes != Ability::none; });
   id.oncs = to_le(static_cast<std::uint16_t>(NVME_CTRL_ONCS_DSM | NVME_CTRL_ONCS_TIMESTAMP |
                                              (zeroes ? NVME_CTRL_ONCS_WRITE_ZEROES : 0)));
   id.vwc = static_cast<std::uint8_t>(kVwcFlushAll | (subsystem.has_write_cache() ? kVwcPresent : 0));

@@ -58,7 +58,9 @@ void set_counter(std::uint8_t (&field)[16], std::uint64_t value) {
 }
 
 // Thousands of 512-byte units, rounded up.
-constexpr std::uint64_t data_units(std::uint64_t bytes) { return (bytes / 512 + 999) / 1000; }
+constexpr std::uint64_t data_units(std::uint64_t bytes) {
+  return (bytes / 512 + 999) / 1000;
+}
 
 Step smart_log(Command& command, const GetLogPage& wanted) {
   const Core& core = command.connection().reactor().core();

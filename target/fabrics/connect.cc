@@ -68,9 +68,8 @@ tl::expected<Controller*, ConnectFailure> connect_queue(Connection& connection, 
                  printable(request.subsystem_nqn.text()), prepared.error().message());
     return refuse_connect(StatusCode::internal_error);
   }
-  return request.qid == Qid(0)
-             ? connect_admin_queue(connection, request, **subsystem)
-             : reactor.core().controllers.attach(request, **subsystem, {&reactor, connection.id()});
+  return request.qid == Qid(0) ? connect_admin_queue(connection, request, **subsystem)
+                               : reactor.core().controllers.attach(request, **subsystem, {&reactor, connection.id()});
 }
 
 }  // namespace
@@ -97,8 +96,8 @@ Step connect(Command& command) {
                                                           : nvme::describe(controller.error().status));
     return refused(controller.error());
   }
-  connection.join(**controller, {request->qid, request->queue_entries,
-                                 request->flow_control == nvme::SqFlowControl::on});
+  connection.join(**controller,
+                  {request->qid, request->queue_entries, request->flow_control == nvme::SqFlowControl::on});
   if (request->qid == Qid(0))
     connection.reactor().core().logger.info("{}: connected to {}", connection.who(),
                                             printable(request->subsystem_nqn.text()));

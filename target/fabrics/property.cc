@@ -12,7 +12,9 @@ namespace rbt::target {
 using nvme::Property;
 using nvme::Status;
 
-nvme::Expected<Plan> plan_property(Command&) { return Plan{}; }
+nvme::Expected<Plan> plan_property(Command&) {
+  return Plan{};
+}
 
 Step property_get(Command& command) {
   Controller& controller = command.controller();

@@ -48,12 +48,18 @@ Expected<Plan> plan_transfer(const Command& command, const Expected<const Namesp
 
 }  // namespace
 
-Expected<Plan> plan_read(Command& command) { return plan_transfer(command, find_namespace(command)); }
+Expected<Plan> plan_read(Command& command) {
+  return plan_transfer(command, find_namespace(command));
+}
 
 // acquire() has read it.
-Step read(Command& command) { return command.finish(Status()); }
+Step read(Command& command) {
+  return command.finish(Status());
+}
 
-Expected<Plan> plan_write(Command& command) { return plan_transfer(command, find_writable(command)); }
+Expected<Plan> plan_write(Command& command) {
+  return plan_transfer(command, find_writable(command));
+}
 
 Step write(Command& command) {
   const Plan& plan = command.plan();

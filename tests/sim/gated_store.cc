@@ -29,7 +29,8 @@ void Gate::let_one_through() {
 }
 
 void Gate::let_all_through() {
-  while (!waiting_.empty()) let_one_through();
+  while (!waiting_.empty())
+    let_one_through();
 }
 
 namespace {
@@ -50,7 +51,8 @@ class GatedQueue final : public StoreQueue {
   Progress discard(std::span<const BlockRange> ranges, StoreRequest& request) override {
     return gate_.ask([&, ranges] { return inner_->discard(ranges, request); }, request);
   }
-  Progress write_zeroes(BlockRange range, Deallocate deallocate, Durability durability, StoreRequest& request) override {
+  Progress write_zeroes(BlockRange range, Deallocate deallocate, Durability durability,
+                        StoreRequest& request) override {
     return gate_.ask([=, this, &request] { return inner_->write_zeroes(range, deallocate, durability, request); },
                      request);
   }

@@ -44,7 +44,8 @@ bool RawQueue::send(std::span<const std::byte> message) {
   if (connection == nullptr) return false;
   if (!sends_) {
     sends_ = std::make_unique<HostMemory>(connection->domain(), kSlots * kMessageMax, RemoteAccess::none);
-    for (std::uint32_t i = kSlots; i-- > 0;) free_slots_.push_back(i);
+    for (std::uint32_t i = kSlots; i-- > 0;)
+      free_slots_.push_back(i);
   }
   REQUIRE(message.size() <= kMessageMax);
   REQUIRE_FALSE(free_slots_.empty());
@@ -135,8 +136,8 @@ RawQueue& RawHost::connect(const Uri& address, std::span<const std::byte> privat
 }
 
 RawQueue& RawHost::connect(const Uri& address, Qid qid, std::uint32_t entries, Cntlid cntlid) {
-  const auto data = nvme::encode_cm_request(
-      {.qid = qid, .host_receives = entries, .host_sends = entries, .cntlid = cntlid});
+  const auto data =
+      nvme::encode_cm_request({.qid = qid, .host_receives = entries, .host_sends = entries, .cntlid = cntlid});
   return connect(address, nvme::wire_bytes(data));
 }
 

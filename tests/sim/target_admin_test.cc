@@ -160,14 +160,16 @@ TEST_CASE("The SMART log counts what was really moved") {
   AdminRig rig({.store = "ram:size=16MiB,block=4096"});
   RawQueue& io = rig.io_queue(rig.association, Qid(1));
   auto to = rig.memory(io, 1 << 20);
-  const auto sqe = nvme::encode_block_command(nvme::IoOpcode::read, {.nsid = Nsid(1), .first = Lba(0), .count = Blocks(256)});
+  const auto sqe =
+      nvme::encode_block_command(nvme::IoOpcode::read, {.nsid = Nsid(1), .first = Lba(0), .count = Blocks(256)});
   REQUIRE(rig.transfer(io, sqe, *to, 1 << 20).status().ok());
   const auto log = rig.log<nvme_smart_log>(NVME_LOG_LID_SMART);
   CHECK(log.host_reads[0] == 1);
   CHECK(log.data_units_read[0] == 3);  // 2048 units of 512, in thousands, rounded up
   CHECK(log.host_writes[0] == 0);
   CHECK(rig.log_response(AdminRig::log_entry(NVME_LOG_LID_SMART, 512, 0, 1), 512).status().ok());
-  CHECK(rig.log_response(AdminRig::log_entry(NVME_LOG_LID_SMART, 512, 0, 9), 512).code() == StatusCode::invalid_namespace);
+  CHECK(rig.log_response(AdminRig::log_entry(NVME_LOG_LID_SMART, 512, 0, 9), 512).code() ==
+        StatusCode::invalid_namespace);
 }
 
 TEST_CASE("The effects log lists the commands that are served") {
@@ -209,8 +211,8 @@ TEST_CASE("Log pages that do not exist, lie askew or are too long are refused") 
 TEST_CASE("The discovery log names every subsystem that the host may connect to, and where") {
   TargetRig rig;
   const auto association = rig.associate(std::string(nvme::kDiscoveryNqn));
-  const auto id = rig.read_structure<nvme_id_ctrl>(
-      *association.admin, AdminRig::identify_entry(NVME_IDENTIFY_CNS_CTRL, 0));
+  const auto id =
+      rig.read_structure<nvme_id_ctrl>(*association.admin, AdminRig::identify_entry(NVME_IDENTIFY_CNS_CTRL, 0));
   CHECK(id.cntrltype == 2);
   const auto log = rig.read_structure<std::array<std::byte, 4096>>(
       *association.admin, AdminRig::log_entry(NVME_LOG_LID_DISCOVER, 4096, 0, 0));
@@ -226,7 +228,8 @@ TEST_CASE("The discovery log names every subsystem that the host may connect to,
   CHECK(log[2048] == std::byte{0});
   auto to = rig.memory(*association.admin, 4096);
   CHECK(rig.transfer(*association.admin, AdminRig::log_entry(NVME_LOG_LID_DISCOVER, 4096, 1 << 20, 0), *to, 4096)
-            .status().ok());
+            .status()
+            .ok());
 }
 
 TEST_CASE("The discovery log says nothing of subsystems that are not for this host") {
@@ -265,7 +268,8 @@ TEST_CASE("Features that hosts set are there, and others are not") {
   // a RAM store has no volatile write cache to switch off
   CHECK(rig.get_feature(NVME_FEAT_FID_VOLATILE_WC).code() == StatusCode::invalid_field);
   CHECK(rig.set_feature(NVME_FEAT_FID_HOST_ID, 1).code() == StatusCode::command_sequence_error);
-  auto saved = nvme::encode_get_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_KATO, .select = nvme::FeatureSelect::saved});
+  auto saved =
+      nvme::encode_get_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_KATO, .select = nvme::FeatureSelect::saved});
   CHECK(rig.execute(rig.admin, saved).code() == StatusCode::invalid_field);
   auto save = nvme::encode_set_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_KATO, .save = nvme::SaveFeature::yes});
   CHECK(rig.execute(rig.admin, save).code() == StatusCode::feature_not_saveable);
@@ -275,7 +279,8 @@ TEST_CASE("The host identifier is Connect's") {
   AdminRig rig;
   auto to = rig.memory(rig.admin, 16);
   const auto get = [&](std::uint32_t extended) {
-    return rig.transfer(rig.admin, nvme::encode_get_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_HOST_ID, .value = extended}),
+    return rig.transfer(rig.admin,
+                        nvme::encode_get_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_HOST_ID, .value = extended}),
                         *to, 16);
   };
   CHECK(get(1).status().ok());
@@ -289,11 +294,15 @@ TEST_CASE("The timestamp runs on from what the host set") {
   auto data = rig.memory(rig.admin, 8);
   const nvme::Le64 wanted(std::uint64_t{1'000'000});
   std::memcpy(data->bytes().data(), &wanted, 8);
-  REQUIRE(rig.transfer(rig.admin, nvme::encode_set_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_TIMESTAMP}), *data, 8)
-              .status().ok());
+  REQUIRE(
+      rig.transfer(rig.admin, nvme::encode_set_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_TIMESTAMP}), *data, 8)
+          .status()
+          .ok());
   rig.run_for(std::chrono::milliseconds(500));
-  REQUIRE(rig.transfer(rig.admin, nvme::encode_get_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_TIMESTAMP}), *data, 8)
-              .status().ok());
+  REQUIRE(
+      rig.transfer(rig.admin, nvme::encode_get_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_TIMESTAMP}), *data, 8)
+          .status()
+          .ok());
   const std::uint64_t now = nvme::read_wire<nvme::Le64>(data->bytes())->get();
   CHECK((now >> 48) == 2);  // set by the host
   CHECK((now & 0xffffffffffff) >= 1'000'500);
@@ -303,7 +312,8 @@ TEST_CASE("The timestamp runs on from what the host set") {
 TEST_CASE("Asynchronous Event Requests are held, four of them, and Abort ends one") {
   AdminRig rig;
   std::vector<std::uint16_t> held;
-  for (int i = 0; i < 4; ++i) held.push_back(rig.admin.submit(nvme::encode_plain(AdminOpcode::async_event_request)));
+  for (int i = 0; i < 4; ++i)
+    held.push_back(rig.admin.submit(nvme::encode_plain(AdminOpcode::async_event_request)));
   CHECK(rig.execute(rig.admin, nvme::encode_plain(AdminOpcode::async_event_request)).code() ==
         StatusCode::async_event_limit_exceeded);
   CHECK(rig.admin.responses.empty());
@@ -343,7 +353,8 @@ TEST_CASE("Keep Alive keeps the controller, and so does any other command on any
     const bool admin = i % 2 == 0;
     CHECK(rig.execute(admin ? *association.admin : io,
                       admin ? nvme::encode_plain(AdminOpcode::keep_alive) : nvme::encode_flush(Nsid(1)))
-              .status().ok());
+              .status()
+              .ok());
   }
   CHECK_FALSE(association.admin->ended());
 }

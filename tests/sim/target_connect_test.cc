@@ -13,7 +13,9 @@ using nvme::StatusCode;
 
 namespace {
 
-constexpr std::uint32_t in_data(std::size_t offset) { return 1u << 16 | static_cast<std::uint32_t>(offset); }
+constexpr std::uint32_t in_data(std::size_t offset) {
+  return 1u << 16 | static_cast<std::uint32_t>(offset);
+}
 
 std::optional<CmReject> refusal_of(TargetRig& rig, const nvme::CmRequestData& data) {
   return rig.refusal(nvme::wire_bytes(data));
@@ -30,7 +32,8 @@ TEST_CASE("A decent connection request is answered with the depth of our receive
 
 TEST_CASE("A connection request that cannot be served is refused with the reason") {
   TargetRig rig;
-  const auto decent = nvme::encode_cm_request({.qid = Qid(0), .host_receives = 32, .host_sends = 32, .cntlid = Cntlid(0)});
+  const auto decent =
+      nvme::encode_cm_request({.qid = Qid(0), .host_receives = 32, .host_sends = 32, .cntlid = Cntlid(0)});
   const auto bytes = nvme::wire_bytes(decent);
   // Fabrics pad with zeroes, so nothing at all is a request for queues without entries.
   CHECK(rig.refusal({}).has_value());
@@ -64,7 +67,8 @@ TEST_CASE("A connection request that cannot be served is refused with the reason
 TEST_CASE("More than 32 bytes of private data are padding") {
   TargetRig rig;
   std::array<std::byte, 56> padded{};
-  const auto decent = nvme::encode_cm_request({.qid = Qid(0), .host_receives = 32, .host_sends = 32, .cntlid = Cntlid(0)});
+  const auto decent =
+      nvme::encode_cm_request({.qid = Qid(0), .host_receives = 32, .host_sends = 32, .cntlid = Cntlid(0)});
   std::memcpy(padded.data(), &decent, sizeof decent);
   CHECK(rig.refusal(padded) == std::nullopt);
 }
@@ -82,7 +86,8 @@ TEST_CASE("Connections beyond the limit are refused for lack of resources, and m
   TargetRig rig({.limits = {.connections_max = 2}});
   RawQueue& first = rig.queue_up(Qid(0));
   rig.queue_up(Qid(0));
-  const auto data = nvme::encode_cm_request({.qid = Qid(0), .host_receives = 32, .host_sends = 32, .cntlid = Cntlid(0)});
+  const auto data =
+      nvme::encode_cm_request({.qid = Qid(0), .host_receives = 32, .host_sends = 32, .cntlid = Cntlid(0)});
   CHECK(refusal_of(rig, data) == CmReject::no_resources);
   first.connection->close();
   rig.expect([&] { return rig.target->statistics().connections() == 1; }, "one is gone");
@@ -92,8 +97,10 @@ TEST_CASE("Connections beyond the limit are refused for lack of resources, and m
 TEST_CASE("Queues of one host spread over all reactors") {
   TargetRig rig({.reactors = 3});
   const auto association = rig.associate();
-  for (std::uint16_t qid = 1; qid <= 5; ++qid) rig.io_queue(association, Qid(qid));
-  for (const auto& reactor : rig.target->statistics().reactors) CHECK(reactor.connections == 2);
+  for (std::uint16_t qid = 1; qid <= 5; ++qid)
+    rig.io_queue(association, Qid(qid));
+  for (const auto& reactor : rig.target->statistics().reactors)
+    CHECK(reactor.connections == 2);
 }
 
 TEST_CASE("Connect with a dynamic controller id yields a controller, and ids are not used again soon") {
@@ -206,7 +213,8 @@ TEST_CASE("A second queue of the same id is refused with Command Sequence Error"
   const auto association = rig.associate();
   rig.io_queue(association, Qid(1));
   RawQueue& second = rig.queue_up(Qid(1), 32, association.cntlid);
-  CHECK(rig.connect(second, rig.connect_request(Qid(1), association.cntlid)).code() == StatusCode::command_sequence_error);
+  CHECK(rig.connect(second, rig.connect_request(Qid(1), association.cntlid)).code() ==
+        StatusCode::command_sequence_error);
 }
 
 TEST_CASE("A queue id is free again when its connection has gone") {
@@ -221,8 +229,10 @@ TEST_CASE("A queue id is free again when its connection has gone") {
 TEST_CASE("Queues beyond those granted are refused") {
   TargetRig rig;
   const auto association = rig.associate();
-  const auto asked = nvme::encode_set_features(
-      {.nsid = Nsid(0), .fid = NVME_FEAT_FID_NUM_QUEUES, .value = nvme::encode_queue_counts({.submission = 2, .completion = 3})});
+  const auto asked =
+      nvme::encode_set_features({.nsid = Nsid(0),
+                                 .fid = NVME_FEAT_FID_NUM_QUEUES,
+                                 .value = nvme::encode_queue_counts({.submission = 2, .completion = 3})});
   const auto response = rig.execute(*association.admin, asked);
   REQUIRE(response.status().ok());
   CHECK(response.cqe.dw0() == 0x00010001);
@@ -247,7 +257,8 @@ TEST_CASE("An I/O queue before the controller is enabled is refused") {
 TEST_CASE("Commands before Connect, and a second Connect, are Command Sequence Errors") {
   TargetRig rig;
   RawQueue& queue = rig.queue_up(Qid(0));
-  CHECK(rig.execute(queue, nvme::encode_plain(nvme::AdminOpcode::keep_alive)).code() == StatusCode::command_sequence_error);
+  CHECK(rig.execute(queue, nvme::encode_plain(nvme::AdminOpcode::keep_alive)).code() ==
+        StatusCode::command_sequence_error);
   CHECK(rig.execute(queue, nvme::encode_property_get(0, nvme::PropertySize::eight_bytes)).code() ==
         StatusCode::command_sequence_error);
   const auto request = rig.connect_request(Qid(0), nvme::kCntlidDynamic);
@@ -328,7 +339,9 @@ TEST_CASE("Disabling the controller closes its I/O queues, and CSTS.RDY goes to 
 TEST_CASE("A shutdown is complete at once") {
   TargetRig rig;
   const auto association = rig.associate();
-  REQUIRE(rig.set_configuration(*association.admin, TargetRig::enabled().with_shutdown(nvme::Shutdown::normal)).status().ok());
+  REQUIRE(rig.set_configuration(*association.admin, TargetRig::enabled().with_shutdown(nvme::Shutdown::normal))
+              .status()
+              .ok());
   const nvme::ControllerStatus status{
       static_cast<std::uint32_t>(rig.get_property(*association.admin, Property::status))};
   CHECK(status.shutdown() == nvme::ShutdownStatus::complete);
@@ -338,7 +351,8 @@ TEST_CASE("Fabrics commands other than Connect do not exist on I/O queues") {
   TargetRig rig;
   const auto association = rig.associate();
   RawQueue& io = rig.io_queue(association, Qid(1));
-  CHECK(rig.execute(io, nvme::encode_property_get(0, nvme::PropertySize::eight_bytes)).code() == StatusCode::invalid_opcode);
+  CHECK(rig.execute(io, nvme::encode_property_get(0, nvme::PropertySize::eight_bytes)).code() ==
+        StatusCode::invalid_opcode);
 }
 
 TEST_CASE("The host's admin queue takes all its queues along") {

@@ -18,7 +18,8 @@ std::optional<Response> attempt(TargetRig& rig, RawQueue& queue, nvme::Submissio
                                 std::span<const std::byte> in_capsule = {}) {
   const std::uint16_t cid = queue.submit(sqe, in_capsule);
   std::optional<Response> response;
-  if (!rig.run_until([&] { return (response = queue.take(cid)).has_value() || queue.ended(); }, std::chrono::seconds(5)))
+  if (!rig.run_until([&] { return (response = queue.take(cid)).has_value() || queue.ended(); },
+                     std::chrono::seconds(5)))
     FAIL("a command was neither answered nor its connection closed");
   if (response && !response->status().ok()) return std::nullopt;
   return response;
@@ -46,7 +47,8 @@ bool session(TargetRig& rig) {
   const auto connected = attempt_connect(rig, *admin, rig.connect_request(Qid(0), nvme::kCntlidDynamic, 16));
   if (!connected) return false;
   const auto cntlid = nvme::parse_connect_response(connected->cqe.dw0()).cntlid;
-  if (!attempt(rig, *admin, nvme::encode_property_set({.offset = 0x14, .value = TargetRig::enabled().raw}))) return false;
+  if (!attempt(rig, *admin, nvme::encode_property_set({.offset = 0x14, .value = TargetRig::enabled().raw})))
+    return false;
   auto memory = rig.memory(*admin, 64 * kBlock);
   auto identify = nvme::encode_identify({.nsid = Nsid(0), .cns = NVME_IDENTIFY_CNS_CTRL, .cntlid = Cntlid(0)});
   identify.sgl = memory->keyed(nvme::kIdentifyBytes);
@@ -64,7 +66,8 @@ bool session(TargetRig& rig) {
   auto in_capsule = entry(nvme::IoOpcode::write, 1, 1);
   in_capsule.sgl = nvme::encode_data_pointer(nvme::InCapsuleData{0, kBlock});
   if (!attempt(rig, *io, in_capsule, some_bytes(kBlock, 1))) return false;
-  for (std::uint64_t i = 0; i < 8; ++i) io->submit(entry(i % 2 == 0 ? nvme::IoOpcode::read : nvme::IoOpcode::write, i, 8));
+  for (std::uint64_t i = 0; i < 8; ++i)
+    io->submit(entry(i % 2 == 0 ? nvme::IoOpcode::read : nvme::IoOpcode::write, i, 8));
   rig.expect([&] { return io->responses.size() == 8 || io->ended(); }, "answered or closed");
   return io->responses.size() == 8;
 }

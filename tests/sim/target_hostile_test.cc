@@ -29,7 +29,9 @@ struct HostileRig : TargetRig {
   static nvme::SubmissionQueueEntry entry(IoOpcode opcode, std::uint64_t lba) {
     return nvme::encode_block_command(opcode, {.nsid = Nsid(1), .first = Lba(lba), .count = Blocks(1)});
   }
-  void expect_closed() { expect([&] { return queue->ended(); }, "the hostile connection is closed"); }
+  void expect_closed() {
+    expect([&] { return queue->ended(); }, "the hostile connection is closed");
+  }
   Association association;
   RawQueue* queue = nullptr;
   RawQueue* bystander = nullptr;
@@ -133,7 +135,8 @@ TEST_CASE("Data pointers that lie are refused") {
 TEST_CASE("A key that is not the host's, or not for this, kills that connection alone") {
   HostileRig rig;
   auto read_only = std::make_unique<HostMemory>(rig.queue->connection->domain(), kBlock, transport::RemoteAccess::read);
-  auto write_only = std::make_unique<HostMemory>(rig.queue->connection->domain(), kBlock, transport::RemoteAccess::write);
+  auto write_only =
+      std::make_unique<HostMemory>(rig.queue->connection->domain(), kBlock, transport::RemoteAccess::write);
   const auto which = GENERATE(0, 1, 2, 3);
   auto sqe = HostileRig::entry(which == 1 ? IoOpcode::write : IoOpcode::read, 0);
   if (which == 0) sqe.sgl = read_only->keyed(kBlock);
@@ -161,7 +164,8 @@ TEST_CASE("More commands in flight than the queue has entries close the connecti
   RawQueue& admin = rig.queue_up(Qid(0));
   REQUIRE(rig.connect(admin, rig.connect_request(Qid(0), nvme::kCntlidDynamic, 2)).status().ok());
   REQUIRE(rig.set_configuration(admin, TargetRig::enabled()).status().ok());
-  for (int i = 0; i < 2; ++i) admin.submit(nvme::encode_plain(nvme::AdminOpcode::async_event_request));
+  for (int i = 0; i < 2; ++i)
+    admin.submit(nvme::encode_plain(nvme::AdminOpcode::async_event_request));
   rig.run_for(std::chrono::milliseconds(1));
   CHECK_FALSE(admin.ended());
   admin.submit(nvme::encode_plain(nvme::AdminOpcode::keep_alive));
@@ -173,7 +177,8 @@ TEST_CASE("A flood of Asynchronous Event Requests is answered, four are held") {
   HostileRig rig;
   RawQueue& admin = *rig.association.admin;
   for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < 20; ++i) admin.submit(nvme::encode_plain(nvme::AdminOpcode::async_event_request));
+    for (int i = 0; i < 20; ++i)
+      admin.submit(nvme::encode_plain(nvme::AdminOpcode::async_event_request));
     rig.run_for(std::chrono::milliseconds(5));
   }
   CHECK(admin.responses.size() == 196);
@@ -199,7 +204,8 @@ TEST_CASE("A shutdown and a reset in the middle of I/O lose no buffer") {
     sqe.sgl = memory->keyed(kBlock, i * kBlock);
     rig.queue->submit(sqe);
   }
-  rig.association.admin->submit(nvme::encode_property_set({.offset = 0x14, .value = TargetRig::enabled().with_shutdown(nvme::Shutdown::abrupt).raw}));
+  rig.association.admin->submit(nvme::encode_property_set(
+      {.offset = 0x14, .value = TargetRig::enabled().with_shutdown(nvme::Shutdown::abrupt).raw}));
   rig.association.admin->submit(nvme::encode_property_set({.offset = 0x14, .value = 0}));
   rig.expect_closed();
 }
@@ -223,7 +229,8 @@ TEST_CASE("A host that dies with I/O in flight leaves nothing behind") {
   CHECK(rig.run_until([&] { return rig.target->statistics().connections() == 0; }, std::chrono::seconds(9)));
   rig.host_died = how != 2;
   CHECK(rig.target->statistics().controllers == 0);
-  for (const auto& reactor : rig.target->statistics().reactors) CHECK(reactor.buffers_free == reactor.buffers_size);
+  for (const auto& reactor : rig.target->statistics().reactors)
+    CHECK(reactor.buffers_free == reactor.buffers_size);
 }
 
 TEST_CASE("A flood of connection requests leaves the target working") {

@@ -135,8 +135,10 @@ TEST_CASE("Ranges beyond the namespace are refused, also where they wrap") {
   IoRig rig;
   auto memory = rig.memory(*rig.queue, 2 * kBlock);
   const auto code = [&](std::uint64_t lba, std::uint64_t count) {
-    return rig.transfer(*rig.queue, IoRig::entry(IoOpcode::read, lba, count), *memory,
-                        static_cast<std::uint32_t>(count * kBlock)).code();
+    return rig
+        .transfer(*rig.queue, IoRig::entry(IoOpcode::read, lba, count), *memory,
+                  static_cast<std::uint32_t>(count * kBlock))
+        .code();
   };
   CHECK(code(kBlocks - 1, 1) == StatusCode::success);
   CHECK(code(kBlocks - 1, 2) == StatusCode::lba_out_of_range);
@@ -208,8 +210,8 @@ TEST_CASE("Dataset Management checks every range before it touches one") {
       const auto wire = nvme::encode_dataset_range(ranges[i]);
       std::memcpy(memory->bytes().data() + i * sizeof wire, &wire, sizeof wire);
     }
-    const auto sqe = nvme::encode_dataset_management(
-        {.nsid = Nsid(1), .ranges = claimed, .deallocate = nvme::Deallocate::yes});
+    const auto sqe =
+        nvme::encode_dataset_management({.nsid = Nsid(1), .ranges = claimed, .deallocate = nvme::Deallocate::yes});
     return rig.transfer(*rig.queue, sqe, *memory, length).code();
   };
   const nvme::DatasetRange good{Lba(0), Blocks(8)}, last{Lba(kBlocks - 1), Blocks(1)}, beyond{Lba(kBlocks), Blocks(1)};
@@ -236,7 +238,8 @@ TEST_CASE("Hundreds of commands in flight all come back right") {
       cids.push_back(rig.queue->submit(sqe));
     }
     rig.expect([&] { return rig.queue->responses.size() == 127; }, "all are answered");
-    for (const auto cid : cids) CHECK(rig.queue->take(cid)->status().ok());
+    for (const auto cid : cids)
+      CHECK(rig.queue->take(cid)->status().ok());
     cids.clear();
     if (opcode == IoOpcode::write) std::fill(memory->bytes().begin(), memory->bytes().end(), std::byte{0});
   }
@@ -261,7 +264,8 @@ TEST_CASE("Transfers are cut to what the fabric can do, however little that is")
     rig.queue->submit(sqe);
   }
   rig.expect([&] { return rig.queue->responses.size() == 16; }, "all are answered");
-  for (const auto& response : rig.queue->responses) CHECK(response.status().ok());
+  for (const auto& response : rig.queue->responses)
+    CHECK(response.status().ok());
 }
 
 TEST_CASE("SQHD goes round the queue; with flow control off it says so") {

@@ -30,7 +30,8 @@ std::vector<std::byte> some_bytes(std::size_t size, std::uint64_t seed) {
 }
 
 std::unique_ptr<target::Store> make_ram_store(TargetRig& rig, Random& random) {
-  auto store = target::make_store("ram:size=1MiB", {.clock = rig.network.clock(), .random = random, .logger = rig.logger});
+  auto store =
+      target::make_store("ram:size=1MiB", {.clock = rig.network.clock(), .random = random, .logger = rig.logger});
   REQUIRE(store.has_value());
   return std::move(*store);
 }
@@ -72,12 +73,14 @@ TargetRig::~TargetRig() {
   CHECK(run_until([&] { return target->statistics().connections() == 0 && (host_died || host->connections() == 0); }));
   const auto statistics = target->statistics();
   CHECK(statistics.controllers == 0);
-  for (const auto& reactor : statistics.reactors) CHECK(reactor.buffers_free == reactor.buffers_size);
+  for (const auto& reactor : statistics.reactors)
+    CHECK(reactor.buffers_free == reactor.buffers_size);
   target->drain(Duration::zero());
   CHECK(run_until([&] { return target->drained(); }));
   host.reset();
   target.reset();
-  for (const auto& reactor : target_reactors) network.remove(*reactor);
+  for (const auto& reactor : target_reactors)
+    network.remove(*reactor);
 }
 
 Uri TargetRig::address() const {

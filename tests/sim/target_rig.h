@@ -75,9 +75,7 @@ class TargetRig {
   Response connect(RawQueue& queue, nvme::SubmissionQueueEntry sqe, std::span<const std::byte> data);
   [[nodiscard]] std::uint64_t get_property(RawQueue& admin, nvme::Property property);
   Response set_configuration(RawQueue& admin, nvme::Configuration configuration);
-  static nvme::Configuration enabled() {
-    return nvme::Configuration{}.with_enabled(true).with_entry_size_shifts(6, 4);
-  }
+  static nvme::Configuration enabled() { return nvme::Configuration{}.with_enabled(true).with_entry_size_shifts(6, 4); }
 
   /// An admin queue with an enabled controller.
   Association associate(const std::string& subsystem = kSubsystem, std::chrono::milliseconds keep_alive = {});

@@ -22,7 +22,8 @@ struct SlowRig {
         memory(rig.memory(queue, 16 * kBlock)) {}
   std::uint16_t submit(IoOpcode opcode, std::uint64_t lba, nvme::ForceUnitAccess fua = nvme::ForceUnitAccess::no) {
     auto sqe = nvme::encode_block_command(opcode, {.nsid = Nsid(1), .first = Lba(lba), .count = Blocks(1), .fua = fua});
-    if (opcode != IoOpcode::write_zeroes) sqe.sgl = memory->keyed(kBlock, static_cast<std::uint32_t>(lba % 16) * kBlock);
+    if (opcode != IoOpcode::write_zeroes)
+      sqe.sgl = memory->keyed(kBlock, static_cast<std::uint32_t>(lba % 16) * kBlock);
     return queue.submit(sqe);
   }
   void expect_waiting(std::size_t count) {
@@ -81,7 +82,8 @@ TEST_CASE("What the store could not do is told in NVMe's words") {
 
 TEST_CASE("Keep Alive is answered while the store is hung") {
   SlowRig slow;
-  for (int i = 0; i < 15; ++i) slow.submit(IoOpcode::read, static_cast<std::uint64_t>(i));
+  for (int i = 0; i < 15; ++i)
+    slow.submit(IoOpcode::read, static_cast<std::uint64_t>(i));
   slow.expect_waiting(15);
   for (int i = 0; i < 10; ++i) {
     slow.rig.run_for(std::chrono::milliseconds(1500));
@@ -95,7 +97,8 @@ TEST_CASE("Keep Alive is answered while the store is hung") {
 TEST_CASE("A connection that ends while the store is hung waits for the store, and nothing else does") {
   SlowRig slow;
   const auto opcode = GENERATE(IoOpcode::read, IoOpcode::write, IoOpcode::write_zeroes);
-  for (int i = 0; i < 8; ++i) slow.submit(opcode, static_cast<std::uint64_t>(i));
+  for (int i = 0; i < 8; ++i)
+    slow.submit(opcode, static_cast<std::uint64_t>(i));
   slow.expect_waiting(8);
   slow.queue.connection->close();
   slow.rig.run_for(std::chrono::seconds(1));
@@ -107,7 +110,8 @@ TEST_CASE("A connection that ends while the store is hung waits for the store, a
 
 TEST_CASE("More commands than the queue has entries, kept by a hung store, close the connection") {
   SlowRig slow;
-  for (int i = 0; i < 16; ++i) slow.submit(IoOpcode::read, static_cast<std::uint64_t>(i));
+  for (int i = 0; i < 16; ++i)
+    slow.submit(IoOpcode::read, static_cast<std::uint64_t>(i));
   slow.expect_waiting(16);
   CHECK_FALSE(slow.queue.ended());
   slow.submit(IoOpcode::read, 0);
@@ -122,7 +126,8 @@ TEST_CASE("Drain lets commands in flight finish, then closes everything") {
   slow.rig.target->drain(std::chrono::seconds(1));
   slow.rig.run_for(std::chrono::milliseconds(500));
   CHECK_FALSE(slow.queue.ended());
-  const auto data = nvme::encode_cm_request({.qid = Qid(0), .host_receives = 32, .host_sends = 32, .cntlid = Cntlid(0)});
+  const auto data =
+      nvme::encode_cm_request({.qid = Qid(0), .host_receives = 32, .host_sends = 32, .cntlid = Cntlid(0)});
   const RawQueue& late = slow.rig.host->connect(slow.rig.address(), nvme::wire_bytes(data));
   slow.rig.expect([&] { return late.ended(); }, "nobody is let in any more");
   CHECK_FALSE(late.established);
@@ -150,8 +155,11 @@ TEST_CASE("Switching the write cache off makes writes durable before their answe
   RawQueue& admin = *slow.association.admin;
   const auto get = nvme::encode_get_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_VOLATILE_WC});
   CHECK(slow.rig.execute(admin, get).cqe.dw0() == 1);
-  REQUIRE(slow.rig.execute(admin, nvme::encode_set_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_VOLATILE_WC, .value = 0}))
-              .status().ok());
+  REQUIRE(
+      slow.rig
+          .execute(admin, nvme::encode_set_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_VOLATILE_WC, .value = 0}))
+          .status()
+          .ok());
   CHECK(slow.rig.execute(admin, get).cqe.dw0() == 0);
 }
 
@@ -169,5 +177,6 @@ TEST_CASE("Commands that wait for buffers are served in order, and all of them")
     cids.push_back(admin.submit(sqe));
   }
   rig.expect([&] { return admin.responses.size() == 20; }, "all are answered");
-  for (std::size_t i = 0; i < cids.size(); ++i) CHECK(admin.responses[i].cqe.cid.get() == cids[i]);
+  for (std::size_t i = 0; i < cids.size(); ++i)
+    CHECK(admin.responses[i].cqe.cid.get() == cids[i]);
 }
