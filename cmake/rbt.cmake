@@ -70,6 +70,10 @@ function(rbt_test name)
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABEL}" TIMEOUT ${ARG_TIMEOUT})
 endfunction()
 
+if(RBT_FUZZ)
+  add_custom_target(fuzzers)
+endif()
+
 # rbt_fuzzer(NAME SOURCES … LINK …): a libFuzzer target; its corpus is tests/fuzz/corpus/NAME.
 function(rbt_fuzzer name)
   cmake_parse_arguments(ARG "" "" "SOURCES;LINK" ${ARGN})
@@ -77,6 +81,7 @@ function(rbt_fuzzer name)
     return()
   endif()
   add_executable(${name} ${ARG_SOURCES})
+  add_dependencies(fuzzers ${name})
   target_link_libraries(${name} PRIVATE rbt_build_flags ${ARG_LINK})
   target_compile_options(${name} PRIVATE -fsanitize=fuzzer)
   target_link_options(${name} PRIVATE -fsanitize=fuzzer)
