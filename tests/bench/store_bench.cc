@@ -1,0 +1,147 @@
+// What a store costs per I/O of 4 KiB, by kind of store, way to the kernel and depth. The file lies in $TMPDIR or the
+// current directory; `cached` reads and writes the page cache, `direct` the disk. Random offsets in 64 MiB, seeded.
+
+#include <benchmark/benchmark.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <array>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/random.h"
+#include "target/store/spec.h"
+#include "target/store/thread_queue.h"
+#include "transport/memory/buffer_pool.h"
+#include "transport/reactor/reactor.h"
+
+namespace {
+
+using namespace rbt;
+using namespace rbt::target;
+
+constexpr std::uint64_t kSize = 64 * kMiB;
+constexpr std::uint64_t kBlocks = kSize / 4096;
+
+/// One request that begins again as soon as it has ended.
+class Runner final : public StoreRequest {
+ public:
+  void start(StoreQueue& queue, Intent intent, Random& random) {
+    queue_ = &queue;
+    random_ = &random;
+    lease_.intent = intent;
+    next();
+  }
+  void on_store_done(StoreStatus status) override {
+    if (status != StoreStatus::ok) failed = true;
+    if (lease_.intent == Intent::write && !committing_) {
+      committing_ = true;
+      const Progress progress = queue_->commit(lease_, Durability::cached, *this);
+      if (progress.pending) return;
+    }
+    finish();
+  }
+  /// Begins the next I/O if the last one has ended.
+  void next() {
+    busy = true;
+    lease_.range = {Lba(random_->below(kBlocks)), Blocks(1)};
+    committing_ = false;
+    const Progress progress = queue_->acquire(lease_, *this);
+    if (!progress.pending) on_store_done(progress.status);
+  }
+  bool busy = false;
+  bool failed = false;
+
+ private:
+  void finish() {
+    queue_->release(lease_);
+    busy = false;
+  }
+  StoreQueue* queue_ = nullptr;
+  Random* random_ = nullptr;
+  Lease lease_;
+  bool committing_ = false;
+};
+
+void run(benchmark::State& state, const std::string& spec, IoQueueFactory* io, Intent intent) {
+  SystemClock clock;
+  Random random(1);
+  auto reactor = transport::Reactor::create(clock, null_logger()).value();
+  auto buffers = transport::BufferPool::create(Bytes(8 * kMiB), transport::RemoteAccess::none, {}).value();
+  auto store = make_store(spec, {clock, random, null_logger(), io});
+  if (!store) return state.SkipWithError(store.error().message().c_str());
+  auto queue = (*store)->open_queue({*reactor, *buffers}).value();
+  std::vector<Runner> runners(static_cast<std::size_t>(state.range(0)));
+  for (Runner& runner : runners)
+    runner.start(*queue, intent, random);
+  std::uint64_t ended = 0;  // that no iteration has counted yet
+  for (auto _ : state) {    // one I/O each
+    while (ended == 0) {
+      reactor->turn();
+      for (Runner& runner : runners) {
+        if (runner.busy) continue;
+        ++ended;
+        runner.next();
+      }
+    }
+    --ended;
+  }
+  bool failed = false;
+  for (Runner& runner : runners) {
+    while (runner.busy)
+      reactor->turn();
+    failed |= runner.failed;
+  }
+  if (failed) state.SkipWithError("an I/O failed");
+  state.SetItemsProcessed(state.iterations());
+}
+
+/// A file with data in it.
+class Image {
+ public:
+  Image() {
+    const char* const parent = ::getenv("TMPDIR");
+    path_ = std::string(parent != nullptr ? parent : ".") + "/bench-store-XXXXXX";
+    const int fd = ::mkstemp(path_.data());
+    std::vector<std::byte> data(kMiB);
+    Random(2).fill(data);
+    for (std::uint64_t at = 0; at < kSize; at += data.size())
+      if (::write(fd, data.data(), data.size()) != static_cast<ssize_t>(data.size())) ::abort();
+    ::fsync(fd);
+    ::close(fd);
+  }
+  ~Image() { ::unlink(path_.c_str()); }
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  const Image image;
+  static ThreadFactory threads;
+  struct Way {
+    const char* name;
+    std::string spec;
+    IoQueueFactory* io;
+  };
+  const std::string file = "file:" + image.path() + ",block=4096,";
+  const std::vector<Way> ways{
+      {"ram", "ram:size=64MiB,block=4096", nullptr},           {"null", "null:size=64MiB,block=4096", nullptr},
+      {"file/io_uring/cached", file + "direct=off", nullptr},  {"file/threads/cached", file + "direct=off", &threads},
+      {"file/io_uring/direct", file + "direct=auto", nullptr}, {"file/threads/direct", file + "direct=auto", &threads}};
+  for (const Way& way : ways)
+    for (const Intent intent : {Intent::read, Intent::write})
+      benchmark::RegisterBenchmark((std::string(way.name) + (intent == Intent::read ? "/read" : "/write")).c_str(),
+                                   [&way, intent](benchmark::State& state) { run(state, way.spec, way.io, intent); })
+          ->Arg(1)
+          ->Arg(32)
+          ->UseRealTime();
+  benchmark::RunSpecifiedBenchmarks();
+}
