@@ -83,7 +83,7 @@ struct SessionOptions {
   HostOptions host{};
   std::uint32_t io_queues = 1;  ///< to ask for, 0 (info only) to 1024; granted: Session::io_queues(). URI: queues=
   Duration keep_alive =
-      std::chrono::seconds(15);  ///< KATO; a keep-alive is sent at half of it and given as long to be answered; 0: off
+      std::chrono::seconds(15);  ///< KATO: one is sent at half of it, and has all of it to be answered; 0: off
   Duration connect_timeout = std::chrono::seconds(10);  ///< for all of connect(), and for all of open_queue_pair()
   Duration command_timeout = std::chrono::seconds(30);  ///< for each command, unless its request says otherwise
   /// Who drives admin queue and keep-alive. Null: a thread of the session's own. Otherwise the caller turns
@@ -91,7 +91,7 @@ struct SessionOptions {
   /// thread; it outlives the session.
   transport::Reactor* management = nullptr;
   /// Asynchronous events (Base 2.0, 5.2), after the session has read the log page that acknowledges them; at
-  /// most one per 10 ms. On the management reactor's thread; may be empty; must not call into the session.
+  /// most 400 a second. On the management reactor's thread; may be empty; must not call into the session.
   std::function<void(const nvme::AsyncEvent&)> on_event{};
   /// The session has become `lost`. On the management reactor's thread; must not destroy the session.
   std::function<void(const Error&)> on_lost{};

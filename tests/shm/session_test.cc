@@ -161,3 +161,17 @@ TEST_CASE("The target's discovery log is read over shared memory, too") {
   CHECK(std::any_of(log->entries.begin(), log->entries.end(),
                     [](const auto& entry) { return entry.subsystem_nqn == "nqn.2024-01.io.example:threads"; }));
 }
+
+TEST_CASE("A reactor that was told to stop still lets its queue pair go") {
+  Pair pair;
+  const auto session = pair.connect();
+  const auto reactor = std::move(transport::Reactor::create(pair.clock, null_logger()).value());
+  auto queue = std::move(session->open_queue_pair(*reactor, {}).value());
+  std::vector<std::byte> memory(kMiB);
+  const iovec piece{memory.data(), memory.size()};
+  Request request;
+  REQUIRE(queue->read(request, session->namespaces().front(), Lba(0), {&piece, 1}) == Submitted::accepted);
+  reactor->stop();
+  queue.reset();
+  CHECK_FALSE(request.in_flight());
+}
