@@ -17,6 +17,16 @@ constexpr std::size_t kChunkRecords =
     4;  // 4 KiB at a time: what every discovery controller can send (MDTS may be 0 or 1)
 constexpr Duration kShutdownBound = std::chrono::seconds(2);
 
+/// The log up to its first record: libnvme's structure ends in an array of no size, which clang does not initialise.
+struct HeaderWire {
+  nvme::Le64 generation;
+  nvme::Le64 records;
+  nvme::Le16 record_format;
+  std::array<std::byte, 1006> reserved{};
+};
+static_assert(sizeof(HeaderWire) == kHeaderBytes && nvme::WireType<HeaderWire>);
+static_assert(offsetof(HeaderWire, records) == 8 && offsetof(HeaderWire, record_format) == 16);
+
 struct Header {
   std::uint64_t generation = 0;
   std::uint64_t records = 0;
@@ -24,13 +34,13 @@ struct Header {
 };
 
 Result<Header> read_header(Controller& controller, Instant deadline) {
-  nvmf_discovery_log log{};
+  HeaderWire log{};
   auto read = controller.read_log(NVME_LOG_LID_DISCOVER, Bytes(0), bytes_of(log), deadline);
   if (!read) return failure(std::move(read.error()));
-  if (nvme::from_le(log.recfmt) != 0)
+  if (log.record_format.get() != 0)
     return failure(ErrorKind::unsupported,
-                   fmt::format("the discovery log has record format {}; 0 is known", nvme::from_le(log.recfmt)));
-  const Header header{nvme::from_le(log.genctr), nvme::from_le(log.numrec)};
+                   fmt::format("the discovery log has record format {}; 0 is known", log.record_format.get()));
+  const Header header{log.generation.get(), log.records.get()};
   if (header.records > kRecordsMax)
     return failure(ErrorKind::protocol,
                    fmt::format("the discovery log claims {} records; {} are accepted", header.records, kRecordsMax));

@@ -189,7 +189,7 @@ TEST_CASE("A target that goes silent during connect costs the connect timeout an
   RawTarget target(network);
   Host host(network);
   host.options.connect_timeout = 3s;
-  std::size_t answered = GENERATE(0, 1, 2, 4, 6, 8, 14);
+  std::size_t answered = GENERATE(0u, 1u, 2u, 4u, 6u, 8u, 14u);
   target.script = [answered](auto&, const auto&) mutable { return answered-- == 0 ? (answered = 0, true) : false; };
   const Instant before = network.clock().now();
   CHECK_THAT(host.refusal(target.uri()), Contains("not answered in"));

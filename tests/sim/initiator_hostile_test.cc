@@ -69,7 +69,7 @@ struct Victim {
 
 TEST_CASE("A response shorter than 16 bytes ends the connection") {
   Victim v;
-  const std::size_t size = GENERATE(0, 1, 15);
+  const std::size_t size = GENERATE(0u, 1u, 15u);
   const auto cqe = v.answer();
   v.io->send(nvme::wire_bytes(cqe).first(size));
   v.expect_violation("16 are needed");

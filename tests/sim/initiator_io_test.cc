@@ -41,7 +41,7 @@ struct Disk {
 
 TEST_CASE("What was written is read back, in every size and from every kind of memory") {
   Disk disk;
-  const std::size_t bytes = GENERATE(512, 4096, 4608, 128 * 1024, 128 * 1024 + 512, 1024 * 1024);
+  const std::size_t bytes = GENERATE(512u, 4096u, 4608u, 128u * 1024, 128u * 1024 + 512, 1024u * 1024);
   const bool pooled = GENERATE(false, true);
   CAPTURE(bytes, pooled);
   const std::size_t last = bytes % (128 * kKiB);  // the last command's bytes, if it is a short one

@@ -84,7 +84,7 @@ bool scenario(Host& host, const RawTarget& target) {
 TEST_CASE(
     "Whichever operation fails, everything ends: an error with words, each request done once, no connection left") {
   const auto kind = static_cast<Operation>(GENERATE(range(0, static_cast<int>(transport::sim::kOperations))));
-  const std::uint64_t silent = GENERATE(0, 1);
+  const std::uint64_t silent = GENERATE(0u, 1u);
   CAPTURE(name(kind), silent);
   std::uint64_t n = 0;
   for (bool clean = false; !clean; ++n) {

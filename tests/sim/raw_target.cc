@@ -282,11 +282,11 @@ void RawTarget::serve_admin(Link& link, const Capsule& capsule) {
 }
 
 std::vector<std::byte> RawTarget::discovery_log() const {
-  nvmf_discovery_log header{};
-  header.genctr = nvme::to_le(generation);
-  header.numrec = nvme::to_le(claimed_records.value_or(records.size()));
-  std::vector<std::byte> log(sizeof header);
-  std::memcpy(log.data(), &header, sizeof header);
+  std::vector<std::byte> log(sizeof(nvmf_discovery_log));
+  const nvme::Le64 genctr = generation;
+  const nvme::Le64 numrec = claimed_records.value_or(records.size());
+  std::memcpy(log.data(), &genctr, sizeof genctr);
+  std::memcpy(log.data() + offsetof(nvmf_discovery_log, numrec), &numrec, sizeof numrec);
   for (const auto& record : records) {
     const auto bytes = bytes_of(record);
     log.insert(log.end(), bytes.begin(), bytes.end());
