@@ -56,7 +56,7 @@ struct IoRig : TargetRig {
 TEST_CASE("What was written is read back, from one block to a megabyte") {
   IoRig rig;
   std::uint64_t lba = 3;
-  for (const std::uint64_t blocks : {1, 2, 7, 64, 256}) {
+  for (const std::uint64_t blocks : {1u, 2u, 7u, 64u, 256u}) {
     const auto data = some_bytes(blocks * kBlock, blocks);
     REQUIRE(rig.write(lba, data).status().ok());
     CHECK(rig.read(lba, blocks) == data);
