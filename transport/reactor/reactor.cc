@@ -195,6 +195,7 @@ bool Reactor::run_until(const std::function<bool()>& done, Instant deadline) {
     if (worked) {
       if (idle_since) learn_spin(*idle_since);
       idle_since.reset();
+      if (now_ >= deadline) return done();  // never done with its work, and the caller wants to know
       continue;
     }
     if (done()) return true;

@@ -122,14 +122,18 @@ Result<void> QueuePair::begin_connect(const std::string& path, const HelloMessag
     return {};
   }
   if (error != 0) return failure(connect_error(error, path));
-  if (!try_connect()) return errno_failure(ECONNRESET, fmt::format("connecting to {}", path));
+  if (!try_connect())
+    return failure(ErrorKind::resource,
+                   fmt::format("connecting to {}: the hello could not be sent: too many descriptors "
+                               "are on their way between processes, or open (`ulimit -n`)",
+                               path));
   return {};
 }
 
-// The socket is connected: says hello.
+// The socket is connected: says hello. If the listener has turned us away already, what it said is there to be read.
 bool QueuePair::try_connect() {
   peer_ = describe_peer(socket_.get());
-  if (send(socket_.get(), *hello_, ring_fd_.get()) != Sent::sent || !watch(EPOLLIN)) return false;
+  if (send(socket_.get(), *hello_, ring_fd_.get()) == Sent::full || !watch(EPOLLIN)) return false;
   ring_fd_.reset();
   hello_.reset();
   advance(State::greeted);
@@ -169,8 +173,7 @@ void QueuePair::on_timer() {
       const int error = connect_socket(socket_.get(), path_);
       if (error == EAGAIN && now < deadline_) return timer_.arm(std::min(now + kConnectRetry, deadline_));
       if (error == 0 && try_connect()) return;
-      return fail(Disconnect::Reason::unreachable, connect_error(error == 0 ? ECONNRESET : error, path_),
-                  State::failed);
+      return fail(Disconnect::Reason::unreachable, connect_error(error == 0 ? ENOBUFS : error, path_), State::failed);
     }
     case State::greeted:
     case State::accepted:
@@ -292,6 +295,9 @@ void QueuePair::on_handshake_packet(const Packet& packet, MessageType type) {
 void QueuePair::on_peer_gone() {
   if (state_ == State::closing) return finish_close();
   if (state_ == State::failed || state_ == State::ending || state_ == State::closed) return;
+  if (state_ == State::accepted)
+    return fail(Disconnect::Reason::lost,
+                Error(ErrorKind::disconnected, fmt::format("{} has gone before it was ready", peer_)), State::failed);
   if (state_ != State::established)
     return fail(Disconnect::Reason::unreachable,
                 Error(ErrorKind::unreachable, fmt::format("connecting with {}: it went away without an answer", peer_)),
