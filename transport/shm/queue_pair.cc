@@ -333,6 +333,7 @@ void QueuePair::violate(std::string_view what) {
 }
 
 void QueuePair::say_goodbye(bool in_order, std::string_view text) noexcept {
+  if (std::exchange(said_goodbye_, true)) return;  // the first one has the reason
   GoodbyeMessage message;
   message.in_order = in_order ? 1 : 0;
   message.text_size = put_bytes(message.text, text.data(), text.size());

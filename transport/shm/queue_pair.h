@@ -147,6 +147,7 @@ class QueuePair final : public transport::Connection {
   bool behind_ = false;       // the first request waits for `revoke` messages
   bool stalled_ = false;      // a message waits for a receive buffer
   bool established_reported_ = false;
+  bool said_goodbye_ = false;
 
   std::string path_;    // while connecting
   Descriptor ring_fd_;  // until the hello is sent
