@@ -242,7 +242,7 @@ void WorkloadClient::on_response(const Response& response) {
                     (command.kind == Command::Kind::store || is_pattern(slot_bytes(response.slot), command.seed));
   if (!good) ++corrupt;
   ++completed;
-  if (region_ != nullptr) submit(response.slot);
+  submit(response.slot);
 }
 
 void WorkloadClient::on_disconnected(const Disconnect& disconnect) {

@@ -98,11 +98,6 @@ class WorkloadClient final : public transport::CompletionHandler, public transpo
   [[nodiscard]] transport::PollGroup& group() noexcept { return *group_; }
   /// What the server may write to.
   [[nodiscard]] std::span<const std::byte> memory() const noexcept { return {memory_.data(), memory_.size()}; }
-  /// Deregisters it, with commands in flight.
-  [[nodiscard]] std::span<const std::byte> take_memory_away() {
-    region_.reset();
-    return memory();
-  }
 
  private:
   void submit(std::uint32_t slot);

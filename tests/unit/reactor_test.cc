@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <catch2/catch.hpp>
+#include <limits>
 #include <thread>
 
 #include "common/random.h"
@@ -151,6 +152,39 @@ TEST_CASE("A descriptor's handler may remove itself and its neighbour") {
   CHECK(calls == 1);
   close(a);
   close(b);
+}
+
+TEST_CASE("What ends a sleep sees the time after it, not before") {
+  SystemClock clock;
+  auto reactor = make_reactor(clock);
+  const int fd = eventfd(0, EFD_CLOEXEC);
+  Instant seen{};
+  REQUIRE(reactor->watch(fd, EPOLLIN, [&](std::uint32_t) {
+    seen = reactor->now();
+    reactor->unwatch(fd);
+  }));
+  Instant rung{};
+  std::thread ringer([&] {
+    while (reactor->counters().sleeps == 0) std::this_thread::yield();
+    const Instant until = clock.now() + 20ms;  // what it sleeps through
+    while (clock.now() < until) std::this_thread::yield();
+    rung = clock.now();
+    eventfd_write(fd, 1);
+  });
+  CHECK(reactor->run_until([&] { return seen != Instant{}; }, clock.now() + 10s));
+  ringer.join();
+  CHECK(seen >= rung);
+  close(fd);
+}
+
+TEST_CASE("A deadline counts also for a reactor that is never idle") {
+  SystemClock clock;
+  auto reactor = make_reactor(clock);
+  CountingSource source;
+  source.busy_polls = std::numeric_limits<int>::max();
+  reactor->add(source);
+  CHECK_FALSE(reactor->run_until([] { return false; }, clock.now() + 5ms));
+  reactor->remove(source);
 }
 
 TEST_CASE("Whatever waits for the world is asked instead of epoll") {

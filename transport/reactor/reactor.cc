@@ -100,6 +100,7 @@ std::size_t Reactor::poll_descriptors(int timeout_ms) {
   counters_.descriptor_polls.fetch_add(1, std::memory_order_relaxed);
   const int count = ::epoll_wait(epoll_fd_, events.data(), kDescriptorBatch, timeout_ms);
   if (count <= 0) return 0;
+  if (timeout_ms != 0) now_ = clock_.now();  // the turn's time is as old as the sleep was long
   in_pass_ = true;
   std::size_t handled = 0;
   for (const epoll_event& event : std::span(events.data(), static_cast<std::size_t>(count))) {
