@@ -165,9 +165,11 @@ TEST_CASE("What ends a sleep sees the time after it, not before") {
   }));
   Instant rung{};
   std::thread ringer([&] {
-    while (reactor->counters().sleeps == 0) std::this_thread::yield();
+    while (reactor->counters().sleeps == 0)
+      std::this_thread::yield();
     const Instant until = clock.now() + 20ms;  // what it sleeps through
-    while (clock.now() < until) std::this_thread::yield();
+    while (clock.now() < until)
+      std::this_thread::yield();
     rung = clock.now();
     eventfd_write(fd, 1);
   });
