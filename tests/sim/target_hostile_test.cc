@@ -243,3 +243,52 @@ TEST_CASE("A flood of connection requests leaves the target working") {
   rig.run_for(std::chrono::seconds(8));  // the half-open time and more
   CHECK(rig.target->statistics().connections() == 4);
 }
+
+TEST_CASE("A command id is free again as soon as its answer is there") {
+  HostileRig rig;
+  for (int i = 0; i < 100; ++i) {
+    auto sqe = nvme::encode_flush(Nsid(1));
+    sqe.cid = std::uint16_t{5};
+    CHECK(rig.execute(*rig.queue, sqe).status().ok());
+    sqe.nsid = std::uint32_t{77};
+    CHECK(rig.execute(*rig.queue, sqe).code() == StatusCode::invalid_namespace);
+  }
+}
+
+TEST_CASE("Every command gives its receive buffer back, whatever becomes of it") {
+  HostileRig rig({.limits = {.receive_depth = 4}, .store = "ram:size=16MiB,block=4096"});
+  auto memory = rig.memory(*rig.queue, kBlock);
+  auto conflicting = nvme::encode_plain(nvme::AdminOpcode::async_event_request);
+  conflicting.cid = std::uint16_t{9999};
+  rig.association.admin->submit(conflicting);
+  for (int i = 0; i < 20; ++i) {
+    auto sqe = nvme::encode_flush(Nsid(1));
+    sqe.flags = 0;
+    CHECK_FALSE(rig.execute(*rig.queue, sqe).status().ok());
+    sqe = HostileRig::entry(IoOpcode::write, 0);
+    sqe.sgl = nvme::encode_data_pointer(nvme::InCapsuleData{0, kBlock});
+    CHECK(rig.execute(*rig.queue, sqe, some_bytes(kBlock, 1)).status().ok());
+    sqe = HostileRig::entry(IoOpcode::write, 1ull << 40);
+    sqe.sgl = nvme::encode_data_pointer(nvme::InCapsuleData{0, kBlock});
+    CHECK_FALSE(rig.execute(*rig.queue, sqe, some_bytes(kBlock, 1)).status().ok());
+    CHECK(rig.transfer(*rig.queue, HostileRig::entry(IoOpcode::write, 0), *memory, kBlock).status().ok());
+    CHECK(rig.execute(*rig.association.admin, conflicting).code() == StatusCode::command_id_conflict);
+  }
+}
+
+TEST_CASE("Of two Connects in flight one succeeds") {
+  HostileRig rig;
+  RawQueue& admin = rig.queue_up(Qid(0));
+  const auto request = rig.connect_request(Qid(0), nvme::kCntlidDynamic);
+  const auto data = nvme::encode_connect_data(request);
+  auto memory = rig.memory(admin, sizeof data);
+  std::memcpy(memory->bytes().data(), &data, sizeof data);
+  auto sqe = nvme::encode_connect(request);
+  sqe.sgl = memory->keyed(sizeof data);
+  admin.submit(sqe);
+  admin.submit(sqe);
+  rig.expect([&] { return admin.responses.size() == 2; }, "both are answered");
+  CHECK(admin.responses[0].status().ok());
+  CHECK(admin.responses[1].code() == StatusCode::command_sequence_error);
+  CHECK(rig.target->statistics().controllers == 3);
+}
