@@ -56,8 +56,8 @@ Result<std::shared_ptr<RingMemory>> RingMemory::attach(Sizes sizes, const Descri
   if (file->size != sizes.bytes())
     return failure(ErrorKind::protocol, fmt::format("the ring's memfd has {} bytes: {} are needed for its slots",
                                                     file->size, sizes.bytes()));
-  void* const data =
-      ::mmap(nullptr, sizes.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, descriptor.get(), 0);
+  // Not populated: its pages are the creator's, and a dishonest one would have us pay for them before anybody accepts.
+  void* const data = ::mmap(nullptr, sizes.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED, descriptor.get(), 0);
   if (data == MAP_FAILED) return errno_failure(errno, "mapping a connection's ring");
   return std::shared_ptr<RingMemory>(new RingMemory(static_cast<std::byte*>(data), sizes));
 }
