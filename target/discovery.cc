@@ -1,8 +1,11 @@
 #include "target/discovery.h"
 
+#include <arpa/inet.h>
+
 #include <algorithm>
+#include <array>
 #include <cstring>
-#include <string_view>
+#include <string>
 
 #include "common/nvme/text.h"
 #include "common/nvme/types.h"
@@ -18,13 +21,17 @@ using nvme::to_le;
 constexpr std::uint16_t kAdminQueueEntries = 32;
 constexpr std::uint16_t kDynamicController = 0xffff;
 
-bool is_wildcard(std::string_view host) {
-  return host.empty() || host == "0.0.0.0" || host == "::";
+// A wildcard does not, and neither does a name: hosts are told addresses.
+bool is_one_address(const std::string& host) {
+  std::array<unsigned char, sizeof(in6_addr)> binary{};
+  const bool numeric =
+      ::inet_pton(AF_INET, host.c_str(), binary.data()) == 1 || ::inet_pton(AF_INET6, host.c_str(), binary.data()) == 1;
+  return numeric && host != "0.0.0.0" && host != "::";
 }
 
 void set_rdma_address(nvmf_disc_log_entry& entry, const Uri& uri, const std::string& reached_at) {
   // Whoever listens everywhere was reached somewhere: that is where the host can find us again.
-  const std::string& host = is_wildcard(uri.host) && !reached_at.empty() ? reached_at : uri.host;
+  const std::string& host = is_one_address(uri.host) || reached_at.empty() ? uri.host : reached_at;
   entry.trtype = NVMF_TRTYPE_RDMA;
   entry.adrfam = host.find(':') != std::string::npos ? NVMF_ADDR_FAMILY_IP6 : NVMF_ADDR_FAMILY_IP4;
   nvme::set_padded(entry.trsvcid, std::to_string(uri.port));

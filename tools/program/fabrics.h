@@ -14,12 +14,11 @@ namespace rbt::tools {
 /// One thread. Outlives everything that uses a fabric of it.
 class Fabrics {
  public:
-  Fabrics(const Clock& clock, Logger& logger, Random& random) : clock_(clock), logger_(logger), random_(random) {}
+  Fabrics(Logger& logger, Random& random) : logger_(logger), random_(random) {}
   /// Error: no RDMA device and what to do about it; `unsupported` for nvme+sim, which lives in tests only.
   [[nodiscard]] Result<transport::Fabric*> open(Uri::Scheme scheme);
 
  private:
-  const Clock& clock_;
   Logger& logger_;
   Random& random_;
   std::unique_ptr<transport::Fabric> verbs_;

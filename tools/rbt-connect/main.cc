@@ -212,7 +212,7 @@ int body(const std::vector<std::string>& words) {
   const SystemClock clock;
   const auto logger = make_stderr_logger(options->log);
   auto random = Random::from_entropy();
-  Fabrics fabrics(clock, *logger, random);
+  Fabrics fabrics(*logger, random);
   const Interrupt interrupt;
   auto arguments = (*values)["words"].as<std::vector<std::string>>();
   const std::string verb = arguments.front();

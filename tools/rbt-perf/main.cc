@@ -171,7 +171,7 @@ int perform(const Options& options) {
   const auto logger = make_stderr_logger(options.log);
   auto random = Random::from_entropy();
   const Interrupt interrupt;
-  Fabrics fabrics(clock, *logger, random);
+  Fabrics fabrics(*logger, random);
   auto fabric = fabrics.open(options.uri.scheme);
   if (!fabric) return report("rbt-perf", fabric.error());
   initiator::SessionOptions session_options;

@@ -158,7 +158,7 @@ Result<void> serve(const Configuration& configuration, Logger& logger) {
   if (!signals) return failure(std::move(signals.error()));
   const SystemClock clock;
   auto random = Random::from_entropy();
-  Fabrics fabrics(clock, logger, random);
+  Fabrics fabrics(logger, random);
   auto target = target::Target::open({.clock = clock,
                                       .logger = logger,
                                       .random = random,

@@ -36,22 +36,34 @@ Result<SocketAddress> resolve(const Uri& uri) {
   return address;
 }
 
-std::string to_text(const sockaddr* address) {
+std::string host_text(const sockaddr* address) {
   std::array<char, INET6_ADDRSTRLEN> text{};
   if (address->sa_family == AF_INET) {
     sockaddr_in v4{};
     std::memcpy(&v4, address, sizeof v4);
     ::inet_ntop(AF_INET, &v4.sin_addr, text.data(), text.size());
-    return fmt::format("{}:{}", text.data(), ntohs(v4.sin_port));
+    return text.data();
+  }
+  if (address->sa_family != AF_INET6) return {};
+  sockaddr_in6 v6{};
+  std::memcpy(&v6, address, sizeof v6);
+  ::inet_ntop(AF_INET6, &v6.sin6_addr, text.data(), text.size());
+  std::array<char, IF_NAMESIZE> interface {};
+  if (v6.sin6_scope_id != 0 && ::if_indextoname(v6.sin6_scope_id, interface.data()) != nullptr)
+    return fmt::format("{}%{}", text.data(), interface.data());
+  return text.data();
+}
+
+std::string to_text(const sockaddr* address) {
+  if (address->sa_family == AF_INET) {
+    sockaddr_in v4{};
+    std::memcpy(&v4, address, sizeof v4);
+    return fmt::format("{}:{}", host_text(address), ntohs(v4.sin_port));
   }
   if (address->sa_family == AF_INET6) {
     sockaddr_in6 v6{};
     std::memcpy(&v6, address, sizeof v6);
-    ::inet_ntop(AF_INET6, &v6.sin6_addr, text.data(), text.size());
-    std::array<char, IF_NAMESIZE> interface {};
-    if (v6.sin6_scope_id != 0 && ::if_indextoname(v6.sin6_scope_id, interface.data()) != nullptr)
-      return fmt::format("[{}%{}]:{}", text.data(), interface.data(), ntohs(v6.sin6_port));
-    return fmt::format("[{}]:{}", text.data(), ntohs(v6.sin6_port));
+    return fmt::format("[{}]:{}", host_text(address), ntohs(v6.sin6_port));
   }
   return fmt::format("address family {}", address->sa_family);
 }

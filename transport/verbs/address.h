@@ -24,6 +24,8 @@ struct SocketAddress {
 
 /// "10.0.0.2:51312", "[fe80::1%eth0]:4420".
 [[nodiscard]] std::string to_text(const sockaddr* address);
+/// Without the port: "10.0.0.2", "fe80::1%eth0"; empty for anything but IPv4 and IPv6.
+[[nodiscard]] std::string host_text(const sockaddr* address);
 [[nodiscard]] bool is_loopback(const sockaddr* address) noexcept;
 
 }  // namespace rbt::transport::verbs

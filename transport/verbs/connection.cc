@@ -340,6 +340,10 @@ const ConnectionLimits& VerbsConnection::limits() const noexcept {
   return queue_pair_ ? queue_pair_->limits() : no_limits_;
 }
 
+std::string VerbsConnection::local_host() const {
+  return id_ != nullptr ? host_text(rdma_get_local_addr(id_.get())) : std::string();
+}
+
 ProtectionDomain& VerbsConnection::domain() const noexcept {
   check(queue_pair_ != nullptr, "domain() of a connection whose device is not known yet");
   return queue_pair_->queues().device;

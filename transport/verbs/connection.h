@@ -44,6 +44,7 @@ class VerbsConnection final : public Connection, public CmEndpoint {
   [[nodiscard]] const ConnectionLimits& limits() const noexcept override;
   [[nodiscard]] ProtectionDomain& domain() const noexcept override;
   [[nodiscard]] const std::string& peer() const noexcept override { return peer_; }
+  [[nodiscard]] std::string local_host() const override;
 
   void on_cm_event(const CmEvent& event) override;
   void on_device_event(DeviceEvent event, const Device* device);
