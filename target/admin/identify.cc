@@ -29,7 +29,6 @@ constexpr std::uint8_t kCommandSetNvm = 0;
 constexpr std::uint8_t kMdts = 8;  // 2^8 pages of 4 KiB
 static_assert(kTransferMax == 4096u << kMdts);
 constexpr std::uint16_t kKeepAliveGranularity = 1;  // of 100 ms
-constexpr std::uint16_t kDiscoveryMaxCommands = 32;
 constexpr std::uint8_t kAbortLimit = 3;                // ACL, 0's based
 constexpr std::uint8_t kFirmwareSlots = 1u << 1 | 1u;  // one slot, read only
 constexpr std::uint32_t kSglsPlain = 1u << 0;          // no alignment or granularity asked for
@@ -49,13 +48,12 @@ Step answer(Command& command, const T& structure) {
   return command.finish(Status());
 }
 
-void describe_io_controller(nvme_id_ctrl& id, const Subsystem& subsystem, const TargetLimits& limits) {
+void describe_io_controller(nvme_id_ctrl& id, const Subsystem& subsystem) {
   id.cntrltype = NVME_CTRL_CNTRLTYPE_IO;
   // Every listener is a port, every host gets a controller of its own.
   id.cmic = NVME_CTRL_CMIC_MULTI_PORT | NVME_CTRL_CMIC_MULTI_CTRL;
   id.sqes = 0x66;
   id.cqes = 0x44;
-  id.maxcmd = to_le(static_cast<std::uint16_t>(limits.queue_depth_max));
   id.nn = to_le(subsystem.nsid_highest());
   const auto namespaces = subsystem.namespaces();
   const bool zeroes = std::any_of(namespaces.begin(), namespaces.end(),
@@ -90,11 +88,13 @@ Step identify_controller(Command& command) {
   id.ioccsz = to_le(static_cast<std::uint32_t>((sizeof(nvme::SubmissionQueueEntry) + in_capsule) / 16));
   id.iorcsz = to_le(static_cast<std::uint32_t>(sizeof(nvme::CompletionQueueEntry) / 16));
   id.msdbd = 1;
+  // Of a discovery controller too, although it has no I/O queues: Linux warns if the depth that it would give one (128)
+  // is more.
+  id.maxcmd = to_le(static_cast<std::uint16_t>(connection.reactor().core().limits.queue_depth_max));
   if (subsystem.kind() == ControllerKind::io) {
-    describe_io_controller(id, subsystem, connection.reactor().core().limits);
+    describe_io_controller(id, subsystem);
   } else {
     id.cntrltype = NVME_CTRL_CNTRLTYPE_DISCOVERY;
-    id.maxcmd = to_le(kDiscoveryMaxCommands);
     id.lpa = kLpaOffset;
   }
   return answer(command, id);

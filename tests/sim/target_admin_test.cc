@@ -82,6 +82,15 @@ TEST_CASE("Identify Controller says what hosts insist on, and nothing that is no
   CHECK(id.awupf == 0);
 }
 
+TEST_CASE("Identify Controller of a discovery controller says nothing that makes Linux warn") {
+  AdminRig rig({}, std::string(nvme::kDiscoveryNqn));
+  const auto id = rig.identify<nvme_id_ctrl>(NVME_IDENTIFY_CNS_CTRL);
+  CHECK(id.cntrltype == 2);
+  CHECK(from_le(id.cntlid) == rig.association.cntlid.value());
+  CHECK(from_le(id.maxcmd) >= 128);  // else: "sqsize 128 > ctrl maxcmd"
+  CHECK(from_le(id.kas) > 0);
+}
+
 TEST_CASE("Without in-capsule data Identify offers none, and a capsule with data is refused") {
   AdminRig rig({.limits = {.in_capsule_bytes = 0}});
   const auto id = rig.identify<nvme_id_ctrl>(NVME_IDENTIFY_CNS_CTRL);
