@@ -62,6 +62,17 @@ fails() {
 	return 1
 }
 
+# Succeeds if the command ends with that exit status within that time and says what the extended regular expression wants.
+ends() { # STATUS SECONDS REGEX COMMAND...
+	local expected=$1 seconds=$2 regex=$3 status=0
+	shift 3
+	timeout -k 5 "$seconds" "$@" >"$scratch/ends" 2>&1 || status=$?
+	cat "$scratch/ends"
+	if ((status == 124 && expected != 124)); then echo "not over after $seconds s"; return 1; fi
+	if ((status != expected)); then echo "exit status $status, expected $expected"; return 1; fi
+	grep -q -E -e "$regex" "$scratch/ends" || { echo "nothing matches /$regex/"; return 1; }
+}
+
 # Tries again until it succeeds.
 within() { # SECONDS COMMAND...
 	local end=$((SECONDS + $1))
@@ -183,6 +194,10 @@ kernel_controllers() { # NQN
 		if [[ -e $path/subsysnqn && $(<"$path/subsysnqn") == "$1" ]]; then echo "${path##*/}"; fi
 	done
 }
+
+# Sectors that have been read and written; and whether they are more by now.
+sectors_of() { awk '{ print $3 + $7 }' "/sys/block/${1#/dev/}/stat"; } # DEVICE
+moved_on() { (($(sectors_of "$1") > $2)); }                             # DEVICE SECTORS
 
 disconnect_kernel_host() { # NQN
 	timeout -k 5 60 nvme disconnect -n "$1" >&2 && [[ -z $(kernel_controllers "$1") ]]
