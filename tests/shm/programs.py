@@ -182,6 +182,19 @@ def the_programs_explain_themselves():
         expect(tool(name, "--no-such-option"), 2, "no-such-option", "--help")
 
 
+@claim
+def a_copy_from_a_pipe_that_says_nothing_ends_when_it_is_told_to():
+    with folder() as work, Target(work, "ram:size=4MiB") as target:
+        copy = subprocess.Popen([TOOLS / "rbt-connect", "copy", "-", target.uri], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        copy.stdin.write(bytes(range(256)) * 4096)  # a pipe holds 64 KiB: most of this has been read, the copy is under way
+        copy.stdin.flush()
+        copy.terminate()
+        assert copy.wait(timeout=10 * SLOW) == 130, copy.stderr.read()
+        assert b"standard input" in copy.stderr.read()
+        copy.stdin.close()
+        copy.stderr.close()
+
+
 def start_load(target, seconds=30):
     return subprocess.Popen([TOOLS / "rbt-perf", target.uri, "--rw", "randrw", "--bs", RANDOM.choice(["4k", "64k"]), "--iodepth", "32",
                              "--size", "16MiB", "--runtime", str(seconds)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/fs.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -31,8 +32,8 @@ std::size_t move_all(std::span<std::byte> data, Move move) {
 // A file, device or pipe. Its transfers are done by the next progress(): the page cache is quick enough beside a network.
 class FileEndpoint final : public Endpoint {
  public:
-  FileEndpoint(std::string name, int fd, bool owned, std::optional<std::uint64_t> size, bool device)
-      : name_(std::move(name)), fd_(fd), owned_(owned), size_(size), device_(device) {}
+  FileEndpoint(std::string name, int fd, bool owned, std::optional<std::uint64_t> size, bool device, const Interrupt& interrupt)
+      : name_(std::move(name)), fd_(fd), owned_(owned), size_(size), device_(device), interrupt_(interrupt) {}
   ~FileEndpoint() override {
     if (owned_) ::close(fd_);
   }
@@ -45,7 +46,7 @@ class FileEndpoint final : public Endpoint {
   void read(Transfer& transfer) override {
     const std::size_t got = move_all(transfer.data, [&](std::span<std::byte> rest, std::size_t at) {
       return size_ ? ::pread(fd_, rest.data(), rest.size(), static_cast<off_t>(transfer.offset + at))
-                   : ::read(fd_, rest.data(), rest.size());
+                   : read_pipe(rest);
     });
     if (got < transfer.data.size() && errno != 0)
       transfer.error = Error::from_errno(errno, fmt::format("reading {} at byte {}", name_, transfer.offset + got));
@@ -79,7 +80,7 @@ class FileEndpoint final : public Endpoint {
   void write(Transfer& transfer) override {
     const std::size_t put = move_all(transfer.data, [&](std::span<std::byte> rest, std::size_t at) {
       return size_ ? ::pwrite(fd_, rest.data(), rest.size(), static_cast<off_t>(transfer.offset + at))
-                   : ::write(fd_, rest.data(), rest.size());
+                   : write_pipe(rest);
     });
     if (put < transfer.data.size())
       transfer.error = Error::from_errno(errno != 0 ? errno : EIO,
@@ -125,15 +126,33 @@ class FileEndpoint final : public Endpoint {
   }
 
  private:
+  // The other end may take for ever, so these give up, with ECANCELED, when we are interrupted.
+  ssize_t read_pipe(std::span<std::byte> to) {
+    constexpr int kLookMs = 100;  // a signal between raised() and poll() does not end the poll
+    pollfd pipe{fd_, POLLIN, 0};
+    while (!interrupt_.raised()) {
+      const int ready = ::poll(&pipe, 1, kLookMs);
+      if (ready > 0 || (ready < 0 && errno != EINTR)) return ::read(fd_, to.data(), to.size());
+    }
+    errno = ECANCELED;
+    return -1;
+  }
+  ssize_t write_pipe(std::span<const std::byte> from) {
+    const ssize_t put = interrupt_.raised() ? -1 : ::write(fd_, from.data(), from.size());
+    if (put < 0 && interrupt_.raised()) errno = ECANCELED;
+    return put;
+  }
+
   std::string name_;
   int fd_;
   bool owned_;
   std::optional<std::uint64_t> size_;
   bool device_;
+  const Interrupt& interrupt_;
   std::vector<Transfer*> finished_;
 };
 
-Result<std::unique_ptr<Endpoint>> adopt(std::string name, int fd, bool owned) {
+Result<std::unique_ptr<Endpoint>> adopt(std::string name, int fd, bool owned, const Interrupt& interrupt) {
   struct stat status {};
   if (::fstat(fd, &status) != 0) {
     const int error = errno;
@@ -151,20 +170,20 @@ Result<std::unique_ptr<Endpoint>> adopt(std::string name, int fd, bool owned) {
     }
     size = bytes;
   }
-  return std::make_unique<FileEndpoint>(std::move(name), fd, owned, size, S_ISBLK(status.st_mode));
+  return std::make_unique<FileEndpoint>(std::move(name), fd, owned, size, S_ISBLK(status.st_mode), interrupt);
 }
 
 }  // namespace
 
-Result<std::unique_ptr<Endpoint>> open_source(const std::string& path) {
-  if (path == "-") return adopt("standard input", STDIN_FILENO, false);
+Result<std::unique_ptr<Endpoint>> open_source(const std::string& path, const Interrupt& interrupt) {
+  if (path == "-") return adopt("standard input", STDIN_FILENO, false, interrupt);
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return errno_failure(errno, fmt::format("opening {} for reading", path));
-  return adopt(path, fd, true);
+  return adopt(path, fd, true, interrupt);
 }
 
-Result<std::unique_ptr<Endpoint>> open_destination(const std::string& path) {
-  if (path == "-") return adopt("standard output", STDOUT_FILENO, false);
+Result<std::unique_ptr<Endpoint>> open_destination(const std::string& path, const Interrupt& interrupt) {
+  if (path == "-") return adopt("standard output", STDOUT_FILENO, false, interrupt);
   struct stat status {};
   // A block device that is mounted or otherwise in use must not be overwritten underneath its user: O_EXCL says so.
   const bool device = ::stat(path.c_str(), &status) == 0 && S_ISBLK(status.st_mode);
@@ -172,7 +191,7 @@ Result<std::unique_ptr<Endpoint>> open_destination(const std::string& path) {
   if (fd < 0)
     return errno_failure(errno, fmt::format("opening {} for writing", path),
                          errno == EBUSY ? "it is mounted or in use: unmount it first" : "");
-  return adopt(path, fd, true);
+  return adopt(path, fd, true, interrupt);
 }
 
 }  // namespace rbt::tools

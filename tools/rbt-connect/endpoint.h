@@ -10,6 +10,7 @@
 
 #include "common/result.h"
 #include "common/units.h"
+#include "tools/program/interrupt.h"
 
 namespace rbt::tools {
 
@@ -54,8 +55,9 @@ class Endpoint {
   [[nodiscard]] virtual std::span<std::byte> buffer(std::size_t /*size*/) { return {}; }
 };
 
-/// A file, a block device, or "-": standard input or output.
-[[nodiscard]] Result<std::unique_ptr<Endpoint>> open_source(const std::string& path);
-[[nodiscard]] Result<std::unique_ptr<Endpoint>> open_destination(const std::string& path);
+/// A file, a block device, or "-": standard input or output. Waiting for a pipe ends, with an error, when `interrupt` is
+/// raised; it outlives the endpoint.
+[[nodiscard]] Result<std::unique_ptr<Endpoint>> open_source(const std::string& path, const Interrupt& interrupt);
+[[nodiscard]] Result<std::unique_ptr<Endpoint>> open_destination(const std::string& path, const Interrupt& interrupt);
 
 }  // namespace rbt::tools

@@ -130,8 +130,9 @@ Result<int> info(const World& world, const std::string& where) {
   return kSuccess;
 }
 
-Result<std::unique_ptr<Endpoint>> open_endpoint(const World& world, const std::string& where, bool source) {
-  if (!where.starts_with("nvme+")) return source ? open_source(where) : open_destination(where);
+Result<std::unique_ptr<Endpoint>> open_endpoint(const World& world, const std::string& where, bool source,
+                                                const Interrupt& interrupt) {
+  if (!where.starts_with("nvme+")) return source ? open_source(where, interrupt) : open_destination(where, interrupt);
   auto uri = Uri::parse(where);
   if (!uri) return failure(std::move(uri.error()));
   auto environment = world.environment(*uri);
@@ -150,9 +151,9 @@ Result<int> copy_disk(const World& world, const std::string& from, const std::st
   if (from == to && from != "-") return failure(ErrorKind::invalid_argument, from + " cannot be copied onto itself");
   if (same_file(from, to))
     return failure(ErrorKind::invalid_argument, fmt::format("{} and {} are the same file", from, to));
-  auto source = open_endpoint(world, from, true);
+  auto source = open_endpoint(world, from, true, interrupt);
   if (!source) return failure(std::move(source.error()));
-  auto destination = open_endpoint(world, to, false);
+  auto destination = open_endpoint(world, to, false, interrupt);
   if (!destination) return failure(std::move(destination.error()));
   auto done = copy(**source, **destination, world.options.copy, world.clock, interrupt);
   if (!done) return failure(std::move(done.error()));

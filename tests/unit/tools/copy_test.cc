@@ -169,10 +169,10 @@ TEST_CASE("A sparse file is copied with its holes, and an odd size fills the las
   }
   SlowDisk to(2048 * 512, 7);
   std::fill(to.bytes.begin(), to.bytes.end(), std::byte{0xee});
-  auto from = open_source(path);
+  const Interrupt interrupt;
+  auto from = open_source(path, interrupt);
   REQUIRE(from);
   const SystemClock clock;
-  const Interrupt interrupt;
   auto done = copy(**from, to, kSmall, clock, interrupt);
   if (!done) FAIL(done.error().message());
   const auto wanted = read_file(path);
@@ -190,10 +190,10 @@ TEST_CASE("A file that a disk is copied to has the disk's size and bytes, whatev
   write_file(path, content(500'000, 1));
   SlowDisk from(256 * 512, 3);
   from.bytes = content(from.bytes.size(), 4);
-  auto to = open_destination(path);
+  const Interrupt interrupt;
+  auto to = open_destination(path, interrupt);
   REQUIRE(to);
   const SystemClock clock;
-  const Interrupt interrupt;
   auto options = kSmall;
   options.verify = true;
   auto done = copy(from, **to, options, clock, interrupt);
