@@ -28,6 +28,15 @@ claim "4 KiB read past the page cache are the RAM disk's" same_4k "$device" /dev
 claim "4 KiB random writes at depth 32 on two queues read back with their checksums" load "$device"
 grep -E 'IOPS|bw=' "$RBT_RIG_OUTPUT/peers-fio.txt" | sed 's/^/# /'
 claim "What was written is on the RAM disk" cmp -n $((32 << 20)) "$device" /dev/ram0
+fio --name=reset --filename="$device" --rw=randwrite --bs=4k --ioengine=libaio --direct=1 --iodepth=32 --size=16M \
+	--time_based --runtime=120 --output="$RBT_RIG_OUTPUT/peers-reset.txt" &
+fio=$!
+sectors=$(sectors_of "$device")
+within 30 moved_on "$device" $((sectors + 1000)) || bail "no load to reset under"
+claim "A reset under load" timeout -k 5 60 nvme reset "/dev/$controller"
+kill -TERM "$fio" # fio takes it for Ctrl-C
+wait "$fio"
+claim "The load saw no error" grep -q 'err= 0:' "$RBT_RIG_OUTPUT/peers-reset.txt"
 claim "The host disconnects" disconnect_kernel_host "$nqn"
 claim "The target is taken apart" nvmet stop
 sleep 1 # its queues are freed by a work queue
