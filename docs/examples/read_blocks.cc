@@ -1,10 +1,8 @@
-// Writes a block of a remote disk, reads it back and prints it: the whole of what a program needs to use librbt-initiator.
+// OVERWRITES a block of a remote disk, reads it back and prints it: all that a program needs to use librbt-initiator.
 //   read_blocks nvme+shm:///NQN/NSID?socket=PATH [LBA]        (or nvme+rdma://HOST/NQN/NSID)
-// The block's old contents are put back.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <vector>
 
 #include "initiator/initiator.h"
 #include "transport/shm/fabric.h"
@@ -17,7 +15,6 @@ static int fail(const Error& error) {
   return 1;
 }
 
-/// One request, and the wait for it.
 static bool carried_out(initiator::QueuePair& queue, initiator::Request& request, initiator::Submitted submitted) {
   if (submitted == initiator::Submitted::accepted) (void)queue.wait(request, Instant::max());
   if (request.outcome == initiator::Outcome::success) return true;
@@ -62,10 +59,7 @@ int main(int argc, char** argv) {
   const std::size_t size = space.block_size();
   const auto buffer = (*queue)->buffers()->allocate(size);
   const iovec piece{buffer.data(), size};
-  std::vector<std::byte> old(size);
-  const iovec old_piece{old.data(), size};
   initiator::Request request;
-  if (!carried_out(**queue, request, (*queue)->read(request, space, lba, {&old_piece, 1}))) return 1;
   std::snprintf(reinterpret_cast<char*>(buffer.data()), size, "Hello, block %llu of %llu\n",
                 static_cast<unsigned long long>(lba.value()), static_cast<unsigned long long>(space.blocks.value()));
   if (!carried_out(**queue, request, (*queue)->write(request, space, lba, {&piece, 1}, nvme::ForceUnitAccess::yes)))
@@ -73,7 +67,6 @@ int main(int argc, char** argv) {
   std::memset(buffer.data(), 0, size);
   if (!carried_out(**queue, request, (*queue)->read(request, space, lba, {&piece, 1}))) return 1;
   std::printf("%s", reinterpret_cast<const char*>(buffer.data()));
-  if (!carried_out(**queue, request, (*queue)->write(request, space, lba, {&old_piece, 1}))) return 1;
   (*queue)->buffers()->free(buffer);
   return 0;
 }
