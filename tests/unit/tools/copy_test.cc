@@ -107,7 +107,7 @@ constexpr CopyOptions kSmall{.depth = 4, .chunk = 8192};
 }  // namespace
 
 TEST_CASE("A copy is the same bytes, whatever order its transfers finish in") {
-  const std::uint64_t seed = GENERATE(range(1, 20));
+  const std::uint64_t seed = GENERATE(range(std::uint64_t{1}, std::uint64_t{20}));
   SlowDisk from(300 * 512, seed), to(400 * 512, seed + 1000);
   from.bytes = content(from.bytes.size(), seed);
   std::fill(to.bytes.begin(), to.bytes.end(), std::byte{0xee});

@@ -7,7 +7,7 @@ using namespace rbt;
 using namespace rbt::tools;
 
 TEST_CASE("A stamped block is recognised; any other LBA, generation, run or byte is named") {
-  const std::size_t size = GENERATE(512, 4096);
+  const std::size_t size = GENERATE(std::size_t{512}, std::size_t{4096});
   std::vector<std::byte> block(size);
   stamp(block, Lba(7), 3, 99);
   CHECK_FALSE(mismatch(block, Lba(7), 3, 99));
