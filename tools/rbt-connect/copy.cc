@@ -130,10 +130,11 @@ Result<void> Copy::drain() {
     source_.progress();
     destination_.progress();
   }
-  if (error_) return failure(std::move(*error_));
+  // Whoever interrupts a copy knows why a transfer was cancelled.
   if (interrupt_.raised())
     return failure(ErrorKind::io,
                    fmt::format("interrupted after {} bytes: {} is incomplete", end_, destination_.name()));
+  if (error_) return failure(std::move(*error_));
   return {};
 }
 
