@@ -121,7 +121,7 @@ void Queue::advance(QueueState to) noexcept {
 // ---- coming up
 
 Result<void> Queue::open(Instant deadline) {
-  auto begun = prepare_memory().and_then([this] { return begin_connecting(); });
+  auto begun = prepare_memory().and_then([&] { return begin_connecting(deadline); });
   if (!begun) return rbt::failure(std::move(begun.error()).within(fmt::format("connecting {}", label_)));
   if (!reactor_.run_until([this] { return state_ != QueueState::connecting; }, deadline))
     fail(Outcome::timed_out, Error(ErrorKind::timed_out,
@@ -154,7 +154,7 @@ Result<void> Queue::prepare_memory() {
   return {};
 }
 
-Result<void> Queue::begin_connecting() {
+Result<void> Queue::begin_connecting(Instant deadline) {
   // As many receives as commands can be outstanding, and one: a response always finds a buffer.
   auto group = fabric_.open_poll_group(reactor_, {.receive_depth = entries_, .receive_size = kReceiveBytes}, *this);
   if (!group) return rbt::failure(std::move(group.error()));
@@ -162,8 +162,14 @@ Result<void> Queue::begin_connecting() {
   const nvme::CmRequestData request = nvme::encode_cm_request(
       {.qid = options_.qid, .host_receives = entries_, .host_sends = entries_, .cntlid = options_.cntlid});
   advance(QueueState::connecting);
-  auto connection = group_->connect(
-      options_.uri, {.private_data = nvme::wire_bytes(request), .send_depth = entries_ + 2 * kSignalInterval}, *this);
+  // A little less than there is: the fabric knows more about why nobody answers, and should be the one to say so. All of
+  // the rest, because a request that is lost is repeated only after 4.3 s (the Linux connection manager's timeout).
+  const Duration timeout = std::max<Duration>((deadline - reactor_.clock().now()) * 9 / 10, std::chrono::milliseconds(1));
+  auto connection = group_->connect(options_.uri,
+                                    {.private_data = nvme::wire_bytes(request),
+                                     .send_depth = entries_ + 2 * kSignalInterval,
+                                     .timeout = timeout},
+                                    *this);
   if (connection) {
     connection_ = *connection;
     return {};

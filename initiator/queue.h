@@ -121,7 +121,7 @@ class Queue final : transport::ConnectionHandler, transport::CompletionHandler {
   void on_completions(std::span<const transport::Completion> batch) override;
 
   [[nodiscard]] Result<void> prepare_memory();
-  [[nodiscard]] Result<void> begin_connecting();
+  [[nodiscard]] Result<void> begin_connecting(Instant deadline);
   [[nodiscard]] Result<void> register_memory();
   void advance(QueueState to) noexcept;
   void handle_response(const transport::ReceivedMessage& message);

@@ -132,6 +132,18 @@ TEST_CASE("Nobody at the address is an error that says so") {
   CHECK_THAT(host.refusal(uri), Contains("connecting admin queue of nvme+sim://nowhere"));
 }
 
+TEST_CASE("Nobody answering costs nearly all of the connect timeout, short or long, and the fabric says why") {
+  Network network;
+  RawTarget target(network);
+  Host host(network);
+  network.faults().kill("target");
+  host.options.connect_timeout = GENERATE(2s, 20s);
+  const Instant before = network.clock().now();
+  CHECK_THAT(host.refusal(target.uri()), Contains("connecting admin queue of") && Contains("no answer"));
+  CHECK(network.clock().now() - before >= host.options.connect_timeout * 8 / 10);
+  CHECK(network.clock().now() - before <= host.options.connect_timeout);
+}
+
 TEST_CASE("A URI without a subsystem is refused with the way to find one") {
   Network network;
   RawTarget target(network);
