@@ -51,7 +51,7 @@ claim "An unknown subsystem: the message names it" ends 3 10 'example:none' \
 claim "A port without a listener: nobody listens there" ends 3 5 'nobody listens there' \
 	"$connect" info "nvme+rdma://$RBT_RIG_ADDR:4421/$nqn"
 claim "An address that nobody has: no answer within its bound" ends 3 10 '10\.99\.0\.77.*no answer within' \
-	"$connect" discover nvme+rdma://10.99.0.77
+	"$connect" discover nvme+rdma://10.99.0.77 --timeout 3s
 claim "An address without a route: said at once" ends 3 5 '192\.0\.2\.1.*(no route|no RDMA device)' \
 	"$connect" discover nvme+rdma://192.0.2.1
 claim "An unknown namespace: the message names those that there are" ends 3 10 'no namespace 9; there are: 1' \
