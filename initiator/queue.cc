@@ -164,12 +164,12 @@ Result<void> Queue::begin_connecting(Instant deadline) {
   advance(QueueState::connecting);
   // A little less than there is: the fabric knows more about why nobody answers, and should be the one to say so. All of
   // the rest, because a request that is lost is repeated only after 4.3 s (the Linux connection manager's timeout).
-  const Duration timeout = std::max<Duration>((deadline - reactor_.clock().now()) * 9 / 10, std::chrono::milliseconds(1));
-  auto connection = group_->connect(options_.uri,
-                                    {.private_data = nvme::wire_bytes(request),
-                                     .send_depth = entries_ + 2 * kSignalInterval,
-                                     .timeout = timeout},
-                                    *this);
+  const Duration timeout =
+      std::max<Duration>((deadline - reactor_.clock().now()) * 9 / 10, std::chrono::milliseconds(1));
+  auto connection = group_->connect(
+      options_.uri,
+      {.private_data = nvme::wire_bytes(request), .send_depth = entries_ + 2 * kSignalInterval, .timeout = timeout},
+      *this);
   if (connection) {
     connection_ = *connection;
     return {};

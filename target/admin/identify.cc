@@ -28,7 +28,7 @@ using nvme::to_le;
 constexpr std::uint8_t kCommandSetNvm = 0;
 constexpr std::uint8_t kMdts = 8;  // 2^8 pages of 4 KiB
 static_assert(kTransferMax == 4096u << kMdts);
-constexpr std::uint16_t kKeepAliveGranularity = 1;  // of 100 ms
+constexpr std::uint16_t kKeepAliveGranularity = 1;     // of 100 ms
 constexpr std::uint8_t kAbortLimit = 3;                // ACL, 0's based
 constexpr std::uint8_t kFirmwareSlots = 1u << 1 | 1u;  // one slot, read only
 constexpr std::uint32_t kSglsPlain = 1u << 0;          // no alignment or granularity asked for

@@ -32,7 +32,8 @@ std::size_t move_all(std::span<std::byte> data, Move move) {
 // A file, device or pipe. Its transfers are done by the next progress(): the page cache is quick enough beside a network.
 class FileEndpoint final : public Endpoint {
  public:
-  FileEndpoint(std::string name, int fd, bool owned, std::optional<std::uint64_t> size, bool device, const Interrupt& interrupt)
+  FileEndpoint(std::string name, int fd, bool owned, std::optional<std::uint64_t> size, bool device,
+               const Interrupt& interrupt)
       : name_(std::move(name)), fd_(fd), owned_(owned), size_(size), device_(device), interrupt_(interrupt) {}
   ~FileEndpoint() override {
     if (owned_) ::close(fd_);
@@ -45,8 +46,7 @@ class FileEndpoint final : public Endpoint {
 
   void read(Transfer& transfer) override {
     const std::size_t got = move_all(transfer.data, [&](std::span<std::byte> rest, std::size_t at) {
-      return size_ ? ::pread(fd_, rest.data(), rest.size(), static_cast<off_t>(transfer.offset + at))
-                   : read_pipe(rest);
+      return size_ ? ::pread(fd_, rest.data(), rest.size(), static_cast<off_t>(transfer.offset + at)) : read_pipe(rest);
     });
     if (got < transfer.data.size() && errno != 0)
       transfer.error = Error::from_errno(errno, fmt::format("reading {} at byte {}", name_, transfer.offset + got));
