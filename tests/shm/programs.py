@@ -3,7 +3,9 @@
 
 Prints one line per claim and a summary; exit status 1 if one failed. RBT_SEED replays the random moments of a run.
 """
+import array
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -13,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 
 TOOLS = pathlib.Path(sys.argv[1]).resolve()
@@ -186,8 +189,11 @@ def the_programs_explain_themselves():
 def a_copy_from_a_pipe_that_says_nothing_ends_when_it_is_told_to():
     with folder() as work, Target(work, "ram:size=4MiB") as target:
         copy = subprocess.Popen([TOOLS / "rbt-connect", "copy", "-", target.uri], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-        copy.stdin.write(bytes(range(256)) * 4096)  # a pipe holds 64 KiB: most of this has been read, the copy is under way
+        # One transfer and a byte of the next: once that byte has been taken, the copy waits for the rest of it.
+        copy.stdin.write(bytes(range(256)) * 4096 + b"!")
         copy.stdin.flush()
+        left = array.array("i", [0])
+        eventually("the pipe is empty", lambda: fcntl.ioctl(copy.stdin, termios.FIONREAD, left) == 0 and left[0] == 0, 10)
         copy.terminate()
         status = copy.wait(timeout=10 * SLOW)
         assert status == 130, f"exit status {status}: {copy.stderr.read()}"
