@@ -3,12 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <boost/crc.hpp>
 #include <cstring>
 #include <deque>
 #include <map>
 #include <vector>
 
+#include "tools/program/crc32c.h"
 #include "tools/rbt-connect/progress.h"
 
 namespace rbt::tools {
@@ -20,7 +20,7 @@ bool all_zero(std::span<const std::byte> data) {
 }
 
 std::uint32_t checksum(std::span<const std::byte> data) {
-  boost::crc_optimal<32, 0x1EDC6F41, 0xFFFFFFFF, 0xFFFFFFFF, true, true> crc;
+  Crc32c crc;
   crc.process_bytes(data.data(), data.size());
   return crc.checksum();
 }

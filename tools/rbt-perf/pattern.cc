@@ -2,8 +2,9 @@
 
 #include <fmt/format.h>
 
-#include <boost/crc.hpp>
 #include <cstring>
+
+#include "tools/program/crc32c.h"
 
 namespace rbt::tools {
 
@@ -22,7 +23,7 @@ struct Header {
 static_assert(sizeof(Header) == 40);
 
 std::uint32_t crc32c(std::span<const std::byte> bytes) {
-  boost::crc_optimal<32, 0x1EDC6F41, 0xFFFFFFFF, 0xFFFFFFFF, true, true> crc;  // Castagnoli, as iSCSI and NVMe have it
+  Crc32c crc;
   crc.process_bytes(bytes.data(), bytes.size());
   return crc.checksum();
 }
@@ -60,7 +61,7 @@ std::optional<std::string> mismatch(std::span<const std::byte> block, Lba lba, s
   if (header.generation != generation)
     return fmt::format("{}: generation {} is here ({})", wanted, header.generation,
                        header.generation < generation ? "a lost write" : "from the future");
-  boost::crc_optimal<32, 0x1EDC6F41, 0xFFFFFFFF, 0xFFFFFFFF, true, true> crc;
+  Crc32c crc;
   const std::uint32_t zero = 0;
   crc.process_bytes(block.data(), offsetof(Header, crc));
   crc.process_bytes(&zero, sizeof zero);
