@@ -120,12 +120,24 @@ struct StoreQueueContext {
   transport::BufferPool& buffers;  ///< registered with every domain in use
 };
 
+/// Told of what changes about a store while it is served.
+class StoreObserver {
+ public:
+  virtual ~StoreObserver() = default;
+  /// geometry() says something new (a file that grew or shrank, a server that said so). Any thread; must not call back
+  /// into the store, and does little.
+  virtual void on_geometry_changed() noexcept = 0;
+};
+
 /// A medium. Thread-safe. Opened by make_store() (target/store/spec.h) from "ram:size=1GiB", "file:/x", …
 class Store {
  public:
   virtual ~Store() = default;
   /// May change while running (a file that grew).
   [[nodiscard]] virtual Geometry geometry() const = 0;
+  /// From now on, and until called with another or null, `observer` hears of changes. Before the first queue is opened,
+  /// and after the last is gone. Stores that never change ignore it.
+  virtual void observe([[maybe_unused]] StoreObserver* observer) noexcept {}
   [[nodiscard]] virtual const Identity& identity() const noexcept = 0;
   /// As given: for messages.
   [[nodiscard]] virtual const std::string& spec() const noexcept = 0;
