@@ -106,6 +106,7 @@ void Command::acquire() {
   lease_ = Lease{};
   lease_.domain = &connection_->domain();
   lease_.range = plan_.range;
+  lease_.path_mtu = connection_->limits().path_mtu;
   lease_.intent = nvme::data_direction(sqe_) == nvme::Direction::to_host ? Intent::read : Intent::write;
   const Progress progress = store_queue(*plan_.ns).acquire(lease_, *this);
   if (progress.pending) {

@@ -144,11 +144,12 @@ void ReactorContext::bury(Connection& connection) {
   });
 }
 
-Result<void> ReactorContext::prepare(const Subsystem& subsystem, transport::ProtectionDomain& domain) {
+Result<void> ReactorContext::prepare(const Subsystem& subsystem, transport::ProtectionDomain& domain,
+                                     std::uint32_t path_mtu) {
   if (store_queues_.size() < core_.namespaces) store_queues_.resize(core_.namespaces);
   for (const Namespace* ns : subsystem.namespaces()) {
     const auto where = [&] { return fmt::format("namespace {} ({})", ns->nsid().value(), ns->store().spec()); };
-    if (auto prepared = ns->store().prepare(domain); !prepared)
+    if (auto prepared = ns->store().prepare(domain, path_mtu); !prepared)
       return failure(std::move(prepared.error()).within(where()));
     auto& queue = store_queues_[ns->index()];
     if (queue != nullptr) continue;

@@ -72,8 +72,9 @@ class ReactorContext {
               const nvme::CmRequest& wanted);
   /// The connection has ended and owns nothing any more: it is destroyed soon.
   void bury(Connection& connection);
-  /// Makes every namespace of `subsystem` usable here and through `domain`.
-  [[nodiscard]] Result<void> prepare(const Subsystem& subsystem, transport::ProtectionDomain& domain);
+  /// Makes every namespace of `subsystem` usable here and through `domain` by a connection of that path MTU.
+  [[nodiscard]] Result<void> prepare(const Subsystem& subsystem, transport::ProtectionDomain& domain,
+                                     std::uint32_t path_mtu);
   /// After prepare() for its subsystem.
   [[nodiscard]] StoreQueue& store_queue(const Namespace& ns) noexcept { return *store_queues_[ns.index()]; }
   /// Lets what is in flight finish until `deadline`, then closes all.

@@ -62,7 +62,7 @@ void describe_io_controller(nvme_id_ctrl& id, const Subsystem& subsystem) {
                                              (zeroes ? NVME_CTRL_ONCS_WRITE_ZEROES : 0)));
   id.vwc = static_cast<std::uint8_t>(kVwcFlushAll | (subsystem.has_write_cache() ? kVwcPresent : 0));
   id.lpa = kLpaSmartPerNamespace | kLpaEffects | kLpaOffset;
-  // AWUN, AWUPF: 0, one block: what a store promises and no more.
+  // AWUN, AWUPF: 0, one block, whatever namespaces come; NAWUN and NAWUPF may say more.
 }
 
 Step identify_controller(Command& command) {
@@ -114,6 +114,10 @@ nvme_id_ns describe_namespace(const Namespace& ns) {
     id.npwg = id.npwa = id.nows = zero_based(geometry.optimal_io);
     id.npdg = id.npda = zero_based(geometry.discard_granularity);
   }
+  id.nsfeat |= NVME_NS_FEAT_NATOMIC;
+  id.nawun = zero_based(geometry.atomic_write);
+  id.nawupf = zero_based(geometry.atomic_write_failing);
+  // NACWU 0: no fused Compare and Write. NABSN, NABSPF 0: no boundaries that an atomic write must not cross.
   // DLFEAT: 001b, deallocated blocks read as zeroes; bit 3, Write Zeroes may deallocate.
   if (geometry.discard != Ability::none && geometry.discard_reads_zero) id.dlfeat = 1u << 3 | 1u;
   if (geometry.read_only) id.nsattr = NVME_NS_NSATTR_WRITE_PROTECTED;

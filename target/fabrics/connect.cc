@@ -63,7 +63,7 @@ tl::expected<Controller*, ConnectFailure> connect_queue(Connection& connection, 
   const auto subsystem = check_request(connection, request);
   if (!subsystem) return tl::unexpected(subsystem.error());
   ReactorContext& reactor = connection.reactor();
-  if (auto prepared = reactor.prepare(**subsystem, connection.domain()); !prepared) {
+  if (auto prepared = reactor.prepare(**subsystem, connection.domain(), connection.limits().path_mtu); !prepared) {
     reactor.warn(LogCause::connect_failed, "{}: Connect to {}: {}", connection.who(),
                  printable(request.subsystem_nqn.text()), prepared.error().message());
     return refuse_connect(StatusCode::internal_error);

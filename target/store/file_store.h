@@ -26,7 +26,9 @@ class FileStore final : public Store {
   [[nodiscard]] Geometry geometry() const override;
   [[nodiscard]] const Identity& identity() const noexcept override { return medium_.identity(); }
   [[nodiscard]] const std::string& spec() const noexcept override { return spec_; }
-  [[nodiscard]] Result<void> prepare(transport::ProtectionDomain&) override { return {}; }  // the pool's owner did it
+  [[nodiscard]] Result<void> prepare(transport::ProtectionDomain&, std::uint32_t) override {
+    return {};
+  }  // the pool's owner did it
   [[nodiscard]] Result<std::unique_ptr<StoreQueue>> open_queue(const StoreQueueContext& context) override;
 
   // For queues.

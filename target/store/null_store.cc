@@ -82,7 +82,7 @@ Geometry NullStore::geometry() const {
   return geometry;
 }
 
-Result<void> NullStore::prepare(transport::ProtectionDomain& domain) {
+Result<void> NullStore::prepare(transport::ProtectionDomain& domain, std::uint32_t) {
   for (auto* memory : {&registered_zeroes_, &registered_scratch_})
     if (auto done = memory->ensure(domain); !done)
       return failure(std::move(done.error()).within(fmt::format("store '{}'", spec_)));

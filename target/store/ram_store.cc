@@ -100,7 +100,7 @@ Geometry RamStore::geometry() const {
   return geometry;
 }
 
-Result<void> RamStore::prepare(transport::ProtectionDomain& domain) {
+Result<void> RamStore::prepare(transport::ProtectionDomain& domain, std::uint32_t) {
   auto done = registered_.ensure(domain);
   if (!done)
     return failure(

@@ -63,6 +63,9 @@ struct Lease {
   transport::ProtectionDomain* domain = nullptr;
   BlockRange range;
   Intent intent = Intent::read;
+  /// Set by the caller: what lands whole of the data on its way here (ConnectionLimits::path_mtu, bytes; 0: it is not
+  /// cut into packets, the CPU copies).
+  std::uint32_t path_mtu = 0;
   /// In order, together exactly the range's bytes. Point into the store or the lease: valid until release().
   std::span<const transport::Segment> segments;
   // the store's own:
@@ -84,6 +87,10 @@ struct Geometry {
   bool discard_reads_zero = false;
   Blocks optimal_io = Blocks(1);                                 ///< alignment and size that suit the medium
   Bytes transfer_max = Bytes(transport::BufferPool::kBlockMax);  ///< the longest range that one acquire() takes
+  /// Blocks that one write changes all at once for whoever reads or writes them meanwhile (NAWUN): at least one.
+  Blocks atomic_write = Blocks(1);
+  /// The same when the connection, a process or the machine dies in the middle (NAWUPF).
+  Blocks atomic_write_failing = Blocks(1);
 };
 
 /// Who a namespace is, for good: NGUID and UUID of Identify. The same bytes in both.
@@ -112,6 +119,9 @@ class StoreQueue {
   enum class Deallocate : std::uint8_t { no, yes };
   virtual Progress write_zeroes(BlockRange range, Deallocate deallocate, Durability durability,
                                 StoreRequest& request) = 0;
+  /// Bytes of blocks' data that this queue has copied in memory so far; what the kernel or a server copies does not count.
+  /// On the reactor's thread. Layers pass on what is below them.
+  [[nodiscard]] virtual std::uint64_t bytes_copied() const noexcept { return 0; }
 };
 
 /// What a queue needs from its reactor. All outlive the queue.
@@ -141,8 +151,9 @@ class Store {
   [[nodiscard]] virtual const Identity& identity() const noexcept = 0;
   /// As given: for messages.
   [[nodiscard]] virtual const std::string& spec() const noexcept = 0;
-  /// Makes the store's own memory, if it serves from it, reachable through `domain`. Slow path; before the first lease.
-  [[nodiscard]] virtual Result<void> prepare(transport::ProtectionDomain& domain) = 0;
+  /// Makes the store's own memory, if it serves from it, reachable through `domain`. Slow path; before the first lease
+  /// of each connection, whose `path_mtu` (as Lease::path_mtu) may decide how blocks are kept whole.
+  [[nodiscard]] virtual Result<void> prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) = 0;
   [[nodiscard]] virtual Result<std::unique_ptr<StoreQueue>> open_queue(const StoreQueueContext& context) = 0;
 };
 

@@ -56,6 +56,7 @@ class GatedQueue final : public StoreQueue {
     return gate_.ask([=, this, &request] { return inner_->write_zeroes(range, deallocate, durability, request); },
                      request);
   }
+  std::uint64_t bytes_copied() const noexcept override { return inner_->bytes_copied(); }
 
  private:
   std::unique_ptr<StoreQueue> inner_;
@@ -72,7 +73,9 @@ class GatedStore final : public Store {
   }
   const Identity& identity() const noexcept override { return inner_->identity(); }
   const std::string& spec() const noexcept override { return inner_->spec(); }
-  Result<void> prepare(transport::ProtectionDomain& domain) override { return inner_->prepare(domain); }
+  Result<void> prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) override {
+    return inner_->prepare(domain, path_mtu);
+  }
   Result<std::unique_ptr<StoreQueue>> open_queue(const StoreQueueContext& context) override {
     auto inner = inner_->open_queue(context);
     if (!inner) return inner;

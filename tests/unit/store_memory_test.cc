@@ -70,12 +70,12 @@ TEST_CASE("ram is registered once per domain, for local access only, and says wh
   StoreRig rig;
   rig.open("ram:size=1MiB,huge=never");
   const int before = rig.domain.registrations;
-  REQUIRE(rig.store->prepare(rig.domain));
+  REQUIRE(rig.store->prepare(rig.domain, 0));
   CHECK(rig.domain.registrations == before);
   CHECK(rig.domain.last_access == transport::RemoteAccess::none);
   KeyDomain full;
   full.refuse = true;
-  const auto refused = rig.store->prepare(full);
+  const auto refused = rig.store->prepare(full, 0);
   REQUIRE_FALSE(refused);
   CHECK(refused.error().message() ==
         "store 'ram:size=1MiB,huge=never': registering its 1048576 bytes: RLIMIT_MEMLOCK is 64 KiB");

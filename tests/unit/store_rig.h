@@ -112,7 +112,7 @@ class StoreRig {
     INFO((opened ? std::string() : opened.error().message()));
     REQUIRE(opened);
     store = std::move(*opened);
-    REQUIRE(store->prepare(domain));
+    REQUIRE(store->prepare(domain, 0));
     queue = open_queue();
   }
   void close() {
