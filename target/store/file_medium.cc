@@ -41,8 +41,8 @@ std::optional<DirectAlignment> direct_alignment(int fd) noexcept {
   return DirectAlignment{words[0x98 / 4], words[0x9c / 4]};
 }
 
-tl::unexpected<Error> problem(ErrorKind kind, const std::string& path, const std::string& what) {
-  return failure(kind, fmt::format("store 'file:{}': {}", path, what));
+tl::unexpected<Error> problem(ErrorKind kind, const StoreName& name, const std::string& what) {
+  return failure(kind, fmt::format("store '{}': {}", name.text(), what));
 }
 
 std::string_view open_remedy(int error, bool read_only) noexcept {
@@ -59,10 +59,11 @@ std::string_view open_remedy(int error, bool read_only) noexcept {
 }  // namespace
 
 FileMedium::FileMedium(FileMedium&& other) noexcept
-    : path_(std::move(other.path_)),
+    : name_(std::move(other.name_)),
       fd_(std::exchange(other.fd_, -1)),
       is_device_(other.is_device_),
       device_(other.device_),
+      fixed_size_(other.fixed_size_),
       direct_(other.direct_),
       alignment_(other.alignment_),
       geometry_(other.geometry_),
@@ -81,12 +82,12 @@ Result<FileMedium> FileMedium::open(const FileOptions& options, const StoreEnvir
   medium.find_abilities();
   FoundIdentity found{options.identity.value_or(Identity{}), "uuid="};
   if (!options.identity)
-    found = medium.is_device_ ? device_identity(medium.fd_, medium.path_, environment)
-                              : file_identity(medium.fd_, medium.path_, options.read_only, environment);
+    found = medium.is_device_ ? device_identity(medium.fd_, medium.name_, environment)
+                              : file_identity(medium.fd_, medium.name_, options.read_only, environment);
   medium.identity_ = found.identity;
   const Geometry& geometry = medium.geometry_;
   environment.logger.info(
-      "store 'file:{}': {} blocks of {}{}, {}, identity {} out of {}", medium.path_, geometry.blocks.value(),
+      "store '{}': {} blocks of {}{}, {}, identity {} out of {}", medium.name_.text(), geometry.blocks.value(),
       geometry.block_shift.block_size(), geometry.read_only ? ", read-only" : "",
       medium.direct_ ? "O_DIRECT" : "through the page cache", uuid_of(medium.identity_).to_string(), found.from);
   return medium;
@@ -95,19 +96,19 @@ Result<FileMedium> FileMedium::open(const FileOptions& options, const StoreEnvir
 Result<void> FileMedium::open_descriptor(const FileOptions& options) {
   // Looked at before it is opened: opening a FIFO waits, and opening a tape rewinds it.
   struct stat about {};
-  const std::string what = fmt::format("store 'file:{}': opening it", path_);
-  if (::stat(path_.c_str(), &about) != 0) {
+  const std::string what = fmt::format("store '{}': opening it", name_.text());
+  if (::stat(name_.path.c_str(), &about) != 0) {
     const int error = errno;
     return errno_failure(error, what, open_remedy(error, options.read_only));
   }
   is_device_ = S_ISBLK(about.st_mode);
   if (!is_device_ && !S_ISREG(about.st_mode))
-    return problem(ErrorKind::invalid_argument, path_,
+    return problem(ErrorKind::invalid_argument, name_,
                    fmt::format("it is {}: a regular file or a block device can be served",
                                S_ISDIR(about.st_mode) ? "a directory" : "neither file nor disk"));
   // O_EXCL without O_CREAT, open(2): a block device that is mounted, or opened so by somebody else, is refused.
   const int flags = (options.read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY | (is_device_ ? O_EXCL : 0);
-  fd_ = ::open(path_.c_str(), flags);
+  fd_ = ::open(name_.path.c_str(), flags);
   if (fd_ >= 0 && ::fstat(fd_, &about) == 0 && S_ISBLK(about.st_mode) == is_device_) {
     device_ = about.st_rdev;
     return {};
@@ -131,11 +132,11 @@ Result<void> FileMedium::lock(const FileOptions& options, const StoreEnvironment
   const int error = errno;
   if (error == EAGAIN || error == EACCES)
     return problem(
-        ErrorKind::in_use, path_,
+        ErrorKind::in_use, name_,
         "it is locked by another program: another rbt-target serves it (also as another namespace of this one), "
         "or qemu has it open; stop that one first (`lslocks` and `fuser` tell which), or serve it ,readonly "
         "everywhere");
-  environment.logger.warning("store 'file:{}': {}", path_,
+  environment.logger.warning("store '{}': {}", name_.text(),
                              Error::from_errno(error, "its file system cannot lock it",
                                                "nothing keeps a second program from serving it at the same time")
                                  .message());
@@ -143,6 +144,7 @@ Result<void> FileMedium::lock(const FileOptions& options, const StoreEnvironment
 }
 
 std::optional<std::uint64_t> FileMedium::size_now() const noexcept {
+  if (fixed_size_) return fixed_size_;
   if (is_device_) {
     std::uint64_t size = 0;
     if (::ioctl(fd_, BLKGETSIZE64, &size) != 0) return std::nullopt;
@@ -155,7 +157,7 @@ std::optional<std::uint64_t> FileMedium::size_now() const noexcept {
 
 Result<void> FileMedium::measure(const FileOptions& options) {
   const auto size = size_now();
-  if (!size) return errno_failure(errno, fmt::format("store 'file:{}': asking for its size", path_));
+  if (!size) return errno_failure(errno, fmt::format("store '{}': asking for its size", name_.text()));
   geometry_.read_only = options.read_only;
   geometry_.block_shift = options.block_shift.value_or(BlockShift());
   if (is_device_) {
@@ -163,21 +165,21 @@ Result<void> FileMedium::measure(const FileOptions& options) {
     ::ioctl(fd_, BLKSSZGET, &logical);
     const auto own = BlockShift::of(static_cast<std::uint64_t>(logical));
     if (!own)
-      return problem(ErrorKind::unsupported, path_,
+      return problem(ErrorKind::unsupported, name_,
                      fmt::format("its blocks have {} bytes: 512 to 4096 can be served", logical));
     if (!options.block_shift) geometry_.block_shift = *own;
     if (geometry_.block_shift.value() < own->value())
-      return problem(ErrorKind::invalid_argument, path_,
+      return problem(ErrorKind::invalid_argument, name_,
                      fmt::format("it cannot be served in blocks of {0} bytes, as its own have {1}: block={1} or larger",
                                  geometry_.block_shift.block_size(), logical));
   }
   const std::uint32_t block = geometry_.block_shift.block_size();
   if (*size == 0)
-    return problem(ErrorKind::invalid_argument, path_, "it is empty: give it a size, truncate -s 10G and its path");
+    return problem(ErrorKind::invalid_argument, name_, "it is empty: give it a size, truncate -s 10G and its path");
   if (!geometry_.block_shift.is_multiple(*size)) {
     // Rounding down would hide the end of somebody's data, rounding up would make a file longer that we do not own.
     return problem(
-        ErrorKind::invalid_argument, path_,
+        ErrorKind::invalid_argument, name_,
         fmt::format("its {} bytes are not whole blocks of {}: {}truncate -s {} makes it longer without losing "
                     "anything",
                     *size, block, *size % 512 == 0 ? "block=512 serves it as it is, " : "",
@@ -185,7 +187,7 @@ Result<void> FileMedium::measure(const FileOptions& options) {
   }
   struct rlimit limit {};
   if (!is_device_ && !options.read_only && ::getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < *size)
-    return problem(ErrorKind::resource, path_,
+    return problem(ErrorKind::resource, name_,
                    fmt::format("RLIMIT_FSIZE is {} bytes, its {} bytes could not all be written: raise it with "
                                "`ulimit -f unlimited` or LimitFSIZE=infinity",
                                limit.rlim_cur, *size));
@@ -221,9 +223,9 @@ Result<void> FileMedium::choose_direct(const FileOptions& options, const StoreEn
   direct_ = !obstacle;
   if (direct_) return {};
   if (options.direct == DirectIo::always)
-    return problem(ErrorKind::unsupported, path_,
+    return problem(ErrorKind::unsupported, name_,
                    *obstacle + ": direct=auto goes through the page cache instead, a larger block= may help");
-  environment.logger.info("store 'file:{}': {}: it goes through the page cache", path_, *obstacle);
+  environment.logger.info("store '{}': {}: it goes through the page cache", name_.text(), *obstacle);
   return {};
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "common/result.h"
+#include "target/store/identity.h"
 #include "target/store/spec.h"
 #include "target/store/store.h"
 
@@ -14,7 +15,7 @@ namespace rbt::target {
 enum class DirectIo : std::uint8_t { if_possible, always, never };
 
 struct FileOptions {
-  std::string path;
+  StoreName name;
   std::optional<BlockShift> block_shift;  ///< none: 512, or the device's own logical block size
   bool read_only = false;
   DirectIo direct = DirectIo::if_possible;
@@ -27,12 +28,15 @@ class FileMedium {
   /// Slow path. Errors say what is in the way and what to do about it.
   [[nodiscard]] static Result<FileMedium> open(const FileOptions& options, const StoreEnvironment& environment);
 
+  /// A character device of persistent memory, /dev/daxN.N: devdax.cc. It can be mapped, and neither read nor written.
+  [[nodiscard]] static Result<FileMedium> open_devdax(const FileOptions& options, const StoreEnvironment& environment);
+
   FileMedium(FileMedium&& other) noexcept;
   FileMedium& operator=(FileMedium&&) = delete;
   ~FileMedium();
 
   [[nodiscard]] int fd() const noexcept { return fd_; }
-  [[nodiscard]] const std::string& path() const noexcept { return path_; }
+  [[nodiscard]] const StoreName& name() const noexcept { return name_; }
   [[nodiscard]] bool is_device() const noexcept { return is_device_; }
   [[nodiscard]] bool direct() const noexcept { return direct_; }
   /// A transfer that was cut short goes on at a multiple of this: what O_DIRECT asks for, at least a block.
@@ -44,7 +48,7 @@ class FileMedium {
   [[nodiscard]] std::optional<std::uint64_t> size_now() const noexcept;
 
  private:
-  explicit FileMedium(const FileOptions& options) : path_(options.path) {}
+  explicit FileMedium(const FileOptions& options) : name_(options.name) {}
   [[nodiscard]] Result<void> open_descriptor(const FileOptions& options);
   [[nodiscard]] Result<void> lock(const FileOptions& options, const StoreEnvironment& environment) const;
   [[nodiscard]] Result<void> measure(const FileOptions& options);
@@ -52,10 +56,11 @@ class FileMedium {
   [[nodiscard]] std::optional<std::string> try_direct();
   void find_abilities();
 
-  std::string path_;
+  StoreName name_;
   int fd_ = -1;
   bool is_device_ = false;
   dev_t device_ = 0;
+  std::optional<std::uint64_t> fixed_size_;  // of what has no size to ask for
   bool direct_ = false;
   std::uint64_t alignment_ = 512;
   Geometry geometry_;

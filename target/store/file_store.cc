@@ -45,11 +45,16 @@ Result<std::unique_ptr<Store>> FileStore::create(std::string spec, const FileOpt
                                                  const StoreEnvironment& environment) {
   auto medium = FileMedium::open(options, environment);
   if (!medium) return failure(std::move(medium.error()));
+  return over(std::move(spec), std::move(*medium), environment);
+}
+
+Result<std::unique_ptr<FileStore>> FileStore::over(std::string spec, FileMedium medium,
+                                                   const StoreEnvironment& environment) {
   // Private, anonymous, read-only: every page of it is the kernel's one page of zeroes.
   void* const zeroes = ::mmap(nullptr, kZeroesSize, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (zeroes == MAP_FAILED) return errno_failure(errno, fmt::format("store '{}': mapping 1 MiB of zeroes", spec));
-  return std::unique_ptr<Store>(
-      new FileStore(std::move(spec), std::move(*medium), environment, static_cast<std::byte*>(zeroes)));
+  return std::unique_ptr<FileStore>(
+      new FileStore(std::move(spec), std::move(medium), environment, static_cast<std::byte*>(zeroes)));
 }
 
 std::uint64_t FileStore::refresh_size() const noexcept {

@@ -20,6 +20,9 @@ class FileStore final : public Store {
  public:
   [[nodiscard]] static Result<std::unique_ptr<Store>> create(std::string spec, const FileOptions& options,
                                                              const StoreEnvironment& environment);
+  /// The same over a medium that has been opened already.
+  [[nodiscard]] static Result<std::unique_ptr<FileStore>> over(std::string spec, FileMedium medium,
+                                                               const StoreEnvironment& environment);
   ~FileStore() override;
 
   /// Asks the file how large it is: a system call.

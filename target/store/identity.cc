@@ -72,8 +72,10 @@ std::optional<std::string> read_attribute(int fd) {
   return std::string(text.data(), static_cast<std::size_t>(length));
 }
 
-/// PATH.rbt-id beside the file itself, not beside a link to it.
-std::string sidecar_of(const std::string& path) {
+/// PATH.rbt-id beside the file itself, not beside a link to it. Nothing for a file without a name (a memfd).
+std::string sidecar_of(int fd, const std::string& path) {
+  struct stat about {};
+  if (::fstat(fd, &about) == 0 && about.st_nlink == 0) return {};
   std::array<char, PATH_MAX> real{};
   const bool resolved = ::realpath(path.c_str(), real.data()) != nullptr;
   return (resolved ? std::string(real.data()) : path) + std::string(kSidecarSuffix);
@@ -106,7 +108,7 @@ std::optional<std::string> keep(int fd, const std::string& sidecar, const std::s
   // fsync: a host that has seen the identity must not meet another one after a crash.
   if (::fsetxattr(fd, kAttribute, record.data(), record.size(), 0) == 0 && ::fsync(fd) == 0)
     return fmt::format("its attribute {}", kAttribute);
-  if (write_sidecar(sidecar, record)) return sidecar;
+  if (!sidecar.empty() && write_sidecar(sidecar, record)) return sidecar;
   return std::nullopt;
 }
 
@@ -171,18 +173,19 @@ Identity Fingerprint::identity() const noexcept {
   return identity;
 }
 
-FoundIdentity file_identity(int fd, const std::string& path, bool read_only, const StoreEnvironment& environment) {
+FoundIdentity file_identity(int fd, const StoreName& name, bool read_only, const StoreEnvironment& environment) {
   const Birth birth = birth_of(fd);
-  const std::string sidecar = sidecar_of(path);
+  const std::string sidecar = sidecar_of(fd, name.path);
   std::string from = fmt::format("its attribute {}", kAttribute);
   auto text = read_attribute(fd);
-  if (!text) {
+  if (!text && !sidecar.empty()) {
     text = read_sidecar(sidecar);
     from = sidecar;
   }
   const auto record = text ? parse_record(*text) : std::nullopt;
   if (text && !record)
-    environment.logger.warning("store 'file:{}': {} holds no UUID: '{}'; it is ignored", path, from, printable(*text));
+    environment.logger.warning("store '{}': {} holds no UUID: '{}'; it is ignored", name.text(), from,
+                               printable(*text));
   const bool ours = record && (record->birth.empty() || birth.text.empty() || record->birth == birth.text);
   if (ours) return {record->identity, from};
 
@@ -197,21 +200,21 @@ FoundIdentity file_identity(int fd, const std::string& path, bool read_only, con
     } else {
       found = {derived_from_place(fd, birth), "its place in the file system"};
       environment.logger.warning(
-          "store 'file:{}': neither an attribute {} nor {} can be written, so its identity {} follows from its place "
+          "store '{}': neither an attribute {} nor {} can be written, so its identity {} follows from its place "
           "in "
           "the file system; give uuid= to keep it when the file moves",
-          path, kAttribute, sidecar, text_of(found.identity));
+          name.text(), kAttribute, sidecar, text_of(found.identity));
     }
   }
   if (record)
     environment.logger.warning(
-        "store 'file:{}': {} is the identity of another file ({}), of which this is a copy or a restored backup; it "
+        "store '{}': {} is the identity of another file ({}), of which this is a copy or a restored backup; it "
         "goes by {} now, and hosts see a new disk; if it is to stay the old one, give uuid={}",
-        path, text_of(record->identity), from, text_of(found.identity), text_of(record->identity));
+        name.text(), text_of(record->identity), from, text_of(found.identity), text_of(record->identity));
   return found;
 }
 
-FoundIdentity device_identity(int fd, const std::string& path, const StoreEnvironment& environment) {
+FoundIdentity device_identity(int fd, const StoreName& name, const StoreEnvironment& environment) {
   struct stat about {};
   Fingerprint fingerprint;
   fingerprint.add("rbt device");
@@ -219,20 +222,20 @@ FoundIdentity device_identity(int fd, const std::string& path, const StoreEnviro
   if (const auto partition = device_attribute(device, "partition")) fingerprint.add(*partition);
   constexpr std::array<std::string_view, 9> kNames{"wwid",   "device/wwid",   "uuid",  "dm/uuid",          "md/uuid",
                                                    "serial", "device/serial", "nguid", "loop/backing_file"};
-  for (const std::string_view name : kNames) {
-    const auto value = disk_attribute(device, name);
+  for (const std::string_view attribute : kNames) {
+    const auto value = disk_attribute(device, attribute);
     if (!value) continue;
-    fingerprint.add(name).add(*value);
+    fingerprint.add(attribute).add(*value);
     if (const auto offset = disk_attribute(device, "loop/offset")) fingerprint.add(*offset);
-    return {fingerprint.identity(), fmt::format("the device's {}", name)};
+    return {fingerprint.identity(), fmt::format("the device's {}", attribute)};
   }
-  const auto name = fmt::format("{}:{}", major(device), minor(device));
-  const FoundIdentity found{fingerprint.add(path).add(name).identity(), "the device's name"};
+  const auto number = fmt::format("{}:{}", major(device), minor(device));
+  const FoundIdentity found{fingerprint.add(name.path).add(number).identity(), "the device's name"};
   environment.logger.warning(
-      "store 'file:{}': the device has neither serial number nor world-wide name; its identity {} follows from its "
+      "store '{}': the device has neither serial number nor world-wide name; its identity {} follows from its "
       "name "
       "and number, which may belong to another disk after a reboot: give uuid=",
-      path, text_of(found.identity));
+      name.text(), text_of(found.identity));
   return found;
 }
 

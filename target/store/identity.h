@@ -30,6 +30,13 @@ class Fingerprint {
   std::uint64_t low_ = 0x84222325cbf29ce4;
 };
 
+/// What is served, and how: for messages, "file:/srv/disk.img".
+struct StoreName {
+  std::string scheme = "file";
+  std::string path;
+  [[nodiscard]] std::string text() const { return scheme + ":" + path; }
+};
+
 struct FoundIdentity {
   Identity identity{};
   std::string from;  ///< for the log: "its attribute user.rbt.uuid"
@@ -38,10 +45,10 @@ struct FoundIdentity {
 /// The identity of the regular file `fd`: out of its attribute user.rbt.uuid or the file PATH.rbt-id, made and kept there
 /// if it has none yet. A record that was copied along with another file's contents is not believed. What cannot keep
 /// one (`read_only`, or a place that takes no record) gets one that follows from file system, inode and birth.
-[[nodiscard]] FoundIdentity file_identity(int fd, const std::string& path, bool read_only,
+[[nodiscard]] FoundIdentity file_identity(int fd, const StoreName& name, bool read_only,
                                           const StoreEnvironment& environment);
 
 /// The identity of a block device: follows from its serial number or world-wide name, or, with a warning, from its name.
-[[nodiscard]] FoundIdentity device_identity(int fd, const std::string& path, const StoreEnvironment& environment);
+[[nodiscard]] FoundIdentity device_identity(int fd, const StoreName& name, const StoreEnvironment& environment);
 
 }  // namespace rbt::target

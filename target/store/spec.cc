@@ -122,7 +122,7 @@ Opened open_file(std::string_view spec, const SpecPart& part, const StoreEnviron
   const SpecReader reader(spec, part, "block=512|1024|2048|4096, readonly, direct=auto|on|off, uuid=UUID");
   if (!part.argument) return failure(reader.missing("the path of a file or a block device"));
   FileOptions options;
-  options.path = part.argument->text;
+  options.name.path = part.argument->text;
   for (const SpecOption& option : part.options)
     if (auto taken = take_file_option(reader, option, options); !taken) return failure(std::move(taken.error()));
   return FileStore::create(std::string(spec), options, environment);

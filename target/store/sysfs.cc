@@ -31,6 +31,10 @@ std::optional<std::string> device_attribute(dev_t device, std::string_view attri
   return read_text(fmt::format("{}/{}", directory(device), attribute));
 }
 
+std::optional<std::string> character_device_attribute(dev_t device, std::string_view attribute) {
+  return read_text(fmt::format("/sys/dev/char/{}:{}/{}", major(device), minor(device), attribute));
+}
+
 std::optional<std::string> disk_attribute(dev_t device, std::string_view attribute) {
   if (!device_attribute(device, "partition")) return device_attribute(device, attribute);
   return read_text(fmt::format("{}/../{}", directory(device), attribute));

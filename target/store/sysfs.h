@@ -12,7 +12,9 @@ namespace rbt::target {
 
 /// /sys/dev/block/MAJOR:MINOR/`attribute`, without spaces around it; nothing if it is not there or empty.
 [[nodiscard]] std::optional<std::string> device_attribute(dev_t device, std::string_view attribute);
-/// The same of the whole disk, for partitions, which lack queue/ and most names of their own.
+/// /sys/dev/char/MAJOR:MINOR/`attribute`, likewise.
+[[nodiscard]] std::optional<std::string> character_device_attribute(dev_t device, std::string_view attribute);
+/// As device_attribute(), of the whole disk, for partitions, which lack queue/ and most names of their own.
 [[nodiscard]] std::optional<std::string> disk_attribute(dev_t device, std::string_view attribute);
 [[nodiscard]] std::optional<std::uint64_t> disk_number(dev_t device, std::string_view attribute);
 /// Who else has the device, as far as it can be seen: "mounted on /srv", "part of dm-0".
