@@ -10,7 +10,8 @@
 
 namespace rbt::transport {
 
-/// What a peer may do to a registered region; a region's owner may always read and write it through its lkey.
+/// What a peer may do to a registered region; a region's owner may always read it, and write it if it is
+/// writable, through its lkey.
 enum class RemoteAccess : std::uint8_t { none, read, write, read_write };
 
 /// Memory to register. `fd` is the memfd behind it where there is one (sealed against shrinking): what the shm fabric
@@ -20,6 +21,7 @@ struct MemorySpan {
   std::size_t size = 0;
   int fd = -1;
   std::uint64_t fd_offset = 0;
+  bool writable = true;  ///< false: mapped for reading only, also for its owner
 };
 
 /// A registration. Its destructor is the fence: when it has returned, no peer can reach the memory by this key.

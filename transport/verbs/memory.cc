@@ -11,21 +11,23 @@ namespace rbt::transport::verbs {
 
 namespace {
 
-int access_flags(RemoteAccess access) noexcept {
+int access_flags(RemoteAccess access, bool writable) noexcept {
+  // A page that this process may not write cannot be registered with LOCAL_WRITE (EFAULT), and needs no more than none.
+  const int local = writable ? IBV_ACCESS_LOCAL_WRITE : 0;
   switch (access) {
-    case RemoteAccess::none: return IBV_ACCESS_LOCAL_WRITE;
-    case RemoteAccess::read: return IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ;
+    case RemoteAccess::none: return local;
+    case RemoteAccess::read: return local | IBV_ACCESS_REMOTE_READ;
     case RemoteAccess::write: return IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE;
     case RemoteAccess::read_write: return IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE;
   }
-  return IBV_ACCESS_LOCAL_WRITE;
+  return local;
 }
 
 }  // namespace
 
 Result<std::unique_ptr<MemoryRegion>> Region::create(ibv_pd* domain, std::string_view device, Logger& logger,
                                                      const MemorySpan& memory, RemoteAccess access) {
-  ibv_mr* const region = ibv_reg_mr(domain, memory.data, memory.size, access_flags(access));
+  ibv_mr* const region = ibv_reg_mr(domain, memory.data, memory.size, access_flags(access, memory.writable));
   if (region == nullptr) return failure(registration_failed(errno, memory.size, device));
   return std::unique_ptr<MemoryRegion>(new Region(memory, region, logger));
 }
