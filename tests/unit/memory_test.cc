@@ -77,6 +77,27 @@ TEST_CASE("Memory is registered once with each domain that asks") {
   CHECK(two.live == 0);
 }
 
+TEST_CASE("Fenced memory is registered nowhere until it is restored, then with every domain that has asked") {
+  auto memory = SharedMemory::create(Bytes(4096), {});
+  REQUIRE(memory);
+  FakeDomain one, two;
+  RegisteredMemory registered(memory->span(), RemoteAccess::none);
+  REQUIRE(registered.ensure(one));
+  registered.fence();
+  CHECK((one.live == 0 && registered.in(one) == nullptr));
+  REQUIRE(registered.ensure(two));
+  CHECK((two.live == 0 && registered.in(two) == nullptr));
+  two.refuse = true;
+  CHECK_FALSE(registered.restore());
+  CHECK((one.live == 0 && registered.in(one) == nullptr));
+  two.refuse = false;
+  REQUIRE(registered.restore());
+  CHECK((one.live == 1 && registered.in(one) != nullptr));
+  CHECK((two.live == 1 && registered.in(two) != nullptr));
+  REQUIRE(registered.restore());
+  CHECK((one.live == 1 && two.live == 1));
+}
+
 TEST_CASE("Blocks of a pool never overlap, are aligned to their size, and all come back") {
   auto pool = make_pool(8 << 20);
   Random random(GENERATE(1ULL, 2ULL, 3ULL));

@@ -6,12 +6,14 @@ namespace rbt::transport {
 
 Result<void> RegisteredMemory::ensure(ProtectionDomain& domain) {
   const std::lock_guard lock(mutex_);
-  if (in(domain) != nullptr) return {};
+  if (knows(domain)) return {};
   for (Entry& entry : entries_) {
     if (entry.domain.load(std::memory_order_relaxed) != nullptr) continue;
-    auto region = domain.register_memory(memory_, access_);
-    if (!region) return failure(std::move(region.error()));
-    entry.region = std::move(*region);
+    if (!fenced_) {
+      auto region = domain.register_memory(memory_, access_);
+      if (!region) return failure(std::move(region.error()));
+      entry.region = std::move(*region);
+    }
     entry.domain.store(&domain, std::memory_order_release);
     return {};
   }
@@ -19,6 +21,12 @@ Result<void> RegisteredMemory::ensure(ProtectionDomain& domain) {
                  fmt::format("registering memory with {}: it is registered with {} devices already, "
                              "the most that is supported",
                              domain.name(), kDomainsMax));
+}
+
+bool RegisteredMemory::knows(const ProtectionDomain& domain) const noexcept {
+  for (const Entry& entry : entries_)
+    if (entry.domain.load(std::memory_order_relaxed) == &domain) return true;
+  return false;
 }
 
 const MemoryRegion* RegisteredMemory::in(const ProtectionDomain& domain) const noexcept {
@@ -34,6 +42,30 @@ void RegisteredMemory::drop(const ProtectionDomain& domain) {
     entry.domain.store(nullptr, std::memory_order_release);
     entry.region.reset();
   }
+}
+
+void RegisteredMemory::fence() {
+  const std::lock_guard lock(mutex_);
+  fenced_ = true;
+  for (Entry& entry : entries_)
+    entry.region.reset();
+}
+
+Result<void> RegisteredMemory::restore() {
+  const std::lock_guard lock(mutex_);
+  for (Entry& entry : entries_) {
+    ProtectionDomain* const domain = entry.domain.load(std::memory_order_relaxed);
+    if (domain == nullptr || entry.region != nullptr) continue;
+    auto region = domain->register_memory(memory_, access_);
+    if (!region) {
+      for (Entry& other : entries_)
+        other.region.reset();
+      return failure(std::move(region.error()));
+    }
+    entry.region = std::move(*region);
+  }
+  fenced_ = false;
+  return {};
 }
 
 }  // namespace rbt::transport
