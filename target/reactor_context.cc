@@ -60,7 +60,7 @@ ReactorContext::ReactorContext(Core& core, transport::Reactor& reactor, std::siz
 ReactorContext::~ReactorContext() {
   check(connections_.empty(), "a reactor's connections end before it does");
   buried_.clear();
-  store_queues_.clear();
+  close_stores();
   groups_.clear();
 }
 
@@ -153,7 +153,7 @@ Result<void> ReactorContext::prepare(const Subsystem& subsystem, transport::Prot
       return failure(std::move(prepared.error()).within(where()));
     auto& queue = store_queues_[ns->index()];
     if (queue != nullptr) continue;
-    auto opened = ns->store().open_queue({reactor_, *buffers_});
+    auto opened = ns->store().open_queue({reactor_, *buffers_, &io_});
     if (!opened) return failure(std::move(opened.error()).within(where()));
     queue = std::move(*opened);
   }

@@ -12,6 +12,7 @@
 #include "common/nvme/connect_private_data.h"
 #include "target/connection.h"
 #include "target/controller_table.h"
+#include "target/store/io_engine.h"
 #include "target/subsystem.h"
 #include "target/target.h"
 #include "transport/fabric.h"
@@ -81,7 +82,10 @@ class ReactorContext {
   void drain(Instant deadline);
   [[nodiscard]] ReactorStatistics statistics() const;
   /// Frees what must be freed on this thread: no connection is left.
-  void close_stores() noexcept { store_queues_.clear(); }
+  void close_stores() noexcept {
+    store_queues_.clear();
+    io_.reset();
+  }
 
   template <typename... Args>
   void log(LogCause cause, LogLevel level, fmt::format_string<Args...> format, Args&&... args) {
@@ -103,6 +107,7 @@ class ReactorContext {
   const std::size_t index_;
   std::unique_ptr<transport::BufferPool> buffers_;
   std::vector<std::unique_ptr<FabricGroup>> groups_;
+  std::unique_ptr<IoEngine> io_;                           // of all file stores here; null until one has asked for it
   std::vector<std::unique_ptr<StoreQueue>> store_queues_;  // by Namespace::index(); null until prepared
   std::unordered_map<std::uint64_t, std::unique_ptr<Connection>> connections_;
   std::vector<std::unique_ptr<Connection>> buried_;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "target/store/staged_lease.h"
 
 namespace rbt::target {
 
@@ -54,18 +55,15 @@ std::string_view name(Step step) noexcept {
 
 }  // namespace
 
-FileQueue::FileQueue(FileStore& store, const StoreQueueContext& context)
-    : store_(store), reactor_(context.reactor), buffers_(context.buffers), log_limit_(kLogInterval) {
+FileQueue::FileQueue(FileStore& store, const StoreQueueContext& context, IoEngine& engine,
+                     std::unique_ptr<IoEngine> own)
+    : store_(store),
+      reactor_(context.reactor),
+      buffers_(context.buffers),
+      own_engine_(std::move(own)),
+      io_(engine.open(store.medium().fd(), *this)),
+      log_limit_(kLogInterval) {
   sync_.kind = Kind::sync_data;
-}
-
-Result<std::unique_ptr<FileQueue>> FileQueue::open(FileStore& store, const StoreQueueContext& context,
-                                                   IoQueueFactory& factory) {
-  std::unique_ptr<FileQueue> queue(new FileQueue(store, context));
-  auto io = factory.open(store.medium().fd(), context.reactor, *queue);
-  if (!io) return failure(std::move(io.error()));
-  queue->io_ = std::move(*io);
-  return queue;
 }
 
 FileQueue::~FileQueue() {
@@ -83,8 +81,7 @@ std::uint64_t FileQueue::bytes(Lba lba) const noexcept {
 Progress FileQueue::acquire(Lease& lease, StoreRequest& request) {
   if (lease.intent == Intent::write && store_.medium().geometry().read_only)
     return Progress::done(StoreStatus::read_only);
-  const std::uint64_t length = bytes(lease.range.end()) - bytes(lease.range.first);
-  check(length > 0 && length <= transport::BufferPool::kBlockMax, "a lease is at most as long as the geometry says");
+  const std::uint64_t length = staged_bytes(lease, store_.medium().geometry().block_shift);
   // Who comes later waits behind those who wait already, even if there is room for something small.
   const std::span<std::byte> buffer = waiting_for_buffer_.empty() ? buffers_.allocate(length) : std::span<std::byte>();
   if (!buffer.empty()) hold(lease, buffer);
@@ -102,23 +99,14 @@ Progress FileQueue::acquire(Lease& lease, StoreRequest& request) {
 }
 
 void FileQueue::hold(Lease& lease, std::span<std::byte> buffer) const noexcept {
-  const std::uint64_t length = bytes(lease.range.end()) - bytes(lease.range.first);
-  std::uint32_t lkey = 0;
-  if (lease.domain != nullptr) {
-    const transport::MemoryRegion* const region = buffers_.memory().in(*lease.domain);
-    check(region != nullptr, "the buffer pool is registered with every domain in use");
-    lkey = region->lkey();
-  }
-  lease.few[0] = {buffer.data(), static_cast<std::uint32_t>(length), lkey};
-  lease.segments = {lease.few.data(), 1};
-  lease.token = buffer.size();
+  stage(lease, buffer, store_.medium().geometry().block_shift, buffers_);
 }
 
 void FileQueue::on_buffer_available() {
   while (!waiting_for_buffer_.empty()) {
     FileOperation& operation = of(waiting_for_buffer_.front());
     Lease& lease = *operation.lease;
-    const auto buffer = buffers_.allocate(bytes(lease.range.end()) - bytes(lease.range.first));
+    const auto buffer = buffers_.allocate(staged_bytes(lease, store_.medium().geometry().block_shift));
     if (buffer.empty()) {
       buffers_.wait(*this);
       return;
@@ -146,9 +134,7 @@ void FileQueue::begin_read(FileOperation& operation) {
 }
 
 void FileQueue::release(Lease& lease) noexcept {
-  const std::span buffer(lease.few[0].data, lease.token);
-  lease.segments = {};
-  buffers_.free(buffer);
+  unstage(lease, buffers_);
 }
 
 Progress FileQueue::commit(Lease& lease, Durability durability, StoreRequest& request) {
@@ -256,8 +242,8 @@ void FileQueue::next_zero(FileOperation& operation) {
     operation.kind = Kind::zero_range;
   } else {
     operation.kind = Kind::write;
-    operation.data = store_.zeroes();
-    operation.length = std::min<std::uint64_t>(left, FileStore::kZeroesSize);
+    operation.data = store_.zeroes().data();
+    operation.length = std::min<std::uint64_t>(left, ZeroPages::kSize);
   }
   io_->submit(operation);
 }

@@ -8,7 +8,7 @@
 #include "common/log.h"
 #include "common/result.h"
 #include "target/store/file_store.h"
-#include "target/store/io_queue.h"
+#include "target/store/io_engine.h"
 #include "target/store/store.h"
 #include "target/store/store_request.h"
 
@@ -42,8 +42,8 @@ class FileQueue final : public StoreQueue,
                         private transport::Source,
                         private transport::BufferWaiter {
  public:
-  [[nodiscard]] static Result<std::unique_ptr<FileQueue>> open(FileStore& store, const StoreQueueContext& context,
-                                                               IoQueueFactory& factory);
+  /// `own`: null, or `engine`, if no other queue uses it.
+  FileQueue(FileStore& store, const StoreQueueContext& context, IoEngine& engine, std::unique_ptr<IoEngine> own);
   ~FileQueue() override;
 
   Progress acquire(Lease& lease, StoreRequest& request) override;
@@ -55,7 +55,6 @@ class FileQueue final : public StoreQueue,
 
  private:
   using Operations = RecordQueue<IoOperation>;
-  FileQueue(FileStore& store, const StoreQueueContext& context);
 
   // Source: what needs a turn of its own.
   std::size_t poll() override;
@@ -84,6 +83,7 @@ class FileQueue final : public StoreQueue,
   FileStore& store_;
   transport::Reactor& reactor_;
   transport::BufferPool& buffers_;
+  std::unique_ptr<IoEngine> own_engine_;
   std::unique_ptr<IoQueue> io_;
   RateLimit log_limit_;
   Operations waiting_for_buffer_;

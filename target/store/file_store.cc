@@ -1,20 +1,19 @@
 #include "target/store/file_store.h"
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include <cerrno>
 #include <utility>
 
 #include "target/store/file_queue.h"
-#include "target/store/thread_queue.h"
-#include "target/store/uring_queue.h"
+#include "target/store/thread_engine.h"
+#include "target/store/uring_engine.h"
 
 namespace rbt::target {
 
 namespace {
 
-std::unique_ptr<IoQueueFactory> choose_io(const std::string& spec, Logger& logger) {
+std::unique_ptr<IoEngineFactory> choose_io(const std::string& spec, Logger& logger) {
   auto uring = UringFactory::probe();
   if (uring) return std::make_unique<UringFactory>(std::move(*uring));
   logger.warning("store '{}': {}; threads read and write instead, which is slower", spec, uring.error().message());
@@ -27,19 +26,15 @@ constexpr std::uint32_t bit(IoOperation::Kind kind) noexcept {
 
 }  // namespace
 
-FileStore::FileStore(std::string spec, FileMedium medium, const StoreEnvironment& environment, std::byte* zeroes)
+FileStore::FileStore(std::string spec, FileMedium medium, const StoreEnvironment& environment, ZeroPages zeroes)
     : spec_(std::move(spec)),
       medium_(std::move(medium)),
       clock_(environment.clock),
       logger_(environment.logger),
       own_io_(environment.io == nullptr ? choose_io(spec_, logger_) : nullptr),
       io_(environment.io == nullptr ? own_io_.get() : environment.io),
-      zeroes_(zeroes),
+      zeroes_(std::move(zeroes)),
       size_(medium_.geometry().blocks.value() << medium_.geometry().block_shift.value()) {}
-
-FileStore::~FileStore() {
-  ::munmap(zeroes_, kZeroesSize);
-}
 
 Result<std::unique_ptr<Store>> FileStore::create(std::string spec, const FileOptions& options,
                                                  const StoreEnvironment& environment) {
@@ -50,11 +45,9 @@ Result<std::unique_ptr<Store>> FileStore::create(std::string spec, const FileOpt
 
 Result<std::unique_ptr<FileStore>> FileStore::over(std::string spec, FileMedium medium,
                                                    const StoreEnvironment& environment) {
-  // Private, anonymous, read-only: every page of it is the kernel's one page of zeroes.
-  void* const zeroes = ::mmap(nullptr, kZeroesSize, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (zeroes == MAP_FAILED) return errno_failure(errno, fmt::format("store '{}': mapping 1 MiB of zeroes", spec));
-  return std::unique_ptr<FileStore>(
-      new FileStore(std::move(spec), std::move(medium), environment, static_cast<std::byte*>(zeroes)));
+  auto zeroes = ZeroPages::create(spec);
+  if (!zeroes) return failure(std::move(zeroes.error()));
+  return std::unique_ptr<FileStore>(new FileStore(std::move(spec), std::move(medium), environment, std::move(*zeroes)));
 }
 
 std::uint64_t FileStore::refresh_size() const noexcept {
@@ -96,9 +89,17 @@ void FileStore::remember_lost_writes(int error) noexcept {
 }
 
 Result<std::unique_ptr<StoreQueue>> FileStore::open_queue(const StoreQueueContext& context) {
-  auto queue = FileQueue::open(*this, context, *io_);
-  if (!queue) return failure(std::move(queue.error()).within(fmt::format("store '{}'", spec_)));
-  return std::unique_ptr<StoreQueue>(std::move(*queue));
+  // An engine that came with the environment is this store's alone: others did not ask for it.
+  const bool shares = context.io != nullptr && own_io_ != nullptr;
+  std::unique_ptr<IoEngine> own;
+  std::unique_ptr<IoEngine>& engine = shares ? *context.io : own;
+  if (engine == nullptr) {
+    auto opened = io_->open(context.reactor, context.buffers);
+    if (!opened) return failure(std::move(opened.error()).within(fmt::format("store '{}'", spec_)));
+    engine = std::move(*opened);
+  }
+  IoEngine& used = *engine;
+  return std::make_unique<FileQueue>(*this, context, used, std::move(own));
 }
 
 StoreStatus file_status(int error, Intent intent) noexcept {

@@ -7,8 +7,9 @@
 
 #include "common/result.h"
 #include "target/store/file_medium.h"
-#include "target/store/io_queue.h"
+#include "target/store/io_engine.h"
 #include "target/store/store.h"
+#include "target/store/zero_pages.h"
 
 namespace rbt::target {
 
@@ -23,7 +24,6 @@ class FileStore final : public Store {
   /// The same over a medium that has been opened already.
   [[nodiscard]] static Result<std::unique_ptr<FileStore>> over(std::string spec, FileMedium medium,
                                                                const StoreEnvironment& environment);
-  ~FileStore() override;
 
   /// Asks the file how large it is: a system call.
   [[nodiscard]] Geometry geometry() const override;
@@ -46,21 +46,19 @@ class FileStore final : public Store {
   [[nodiscard]] bool lost_writes() const noexcept { return lost_writes_.load(std::memory_order_acquire); }
   /// An fdatasync failed.
   void remember_lost_writes(int error) noexcept;
-  /// kZeroesSize bytes of zeroes that take up no memory.
-  static constexpr std::size_t kZeroesSize = kMiB;
-  [[nodiscard]] std::byte* zeroes() const noexcept { return zeroes_; }
+  [[nodiscard]] const ZeroPages& zeroes() const noexcept { return zeroes_; }
 
  private:
-  FileStore(std::string spec, FileMedium medium, const StoreEnvironment& environment, std::byte* zeroes);
+  FileStore(std::string spec, FileMedium medium, const StoreEnvironment& environment, ZeroPages zeroes);
   [[nodiscard]] std::uint64_t refresh_size() const noexcept;
 
   std::string spec_;
   FileMedium medium_;
   const Clock& clock_;
   Logger& logger_;
-  std::unique_ptr<IoQueueFactory> own_io_;
-  IoQueueFactory* io_;
-  std::byte* zeroes_;
+  std::unique_ptr<IoEngineFactory> own_io_;
+  IoEngineFactory* io_;
+  ZeroPages zeroes_;
   mutable std::atomic<std::uint64_t> size_;  // as last seen; exchanged by whoever sees another
   std::atomic<std::uint32_t> refusals_{0};   // bit per IoOperation::Kind
   std::atomic<bool> lost_writes_{false};     // released by the queue that saw it, acquired by every flush

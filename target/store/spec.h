@@ -12,14 +12,14 @@
 
 namespace rbt::target {
 
-class IoQueueFactory;  // io_queue.h
+class IoEngineFactory;  // io_engine.h
 
 /// What stores need from their surroundings. All outlive the store, except `random`, which is used by make_store() only.
 struct StoreEnvironment {
   const Clock& clock;
   Random& random;  ///< identities
   Logger& logger;
-  IoQueueFactory* io = nullptr;  ///< how files are read and written; null: io_uring, or threads where it is refused
+  IoEngineFactory* io = nullptr;  ///< how files are read and written; null: io_uring, or threads where it is refused
 };
 
 /// What make_store() understands, one line each, for --help.

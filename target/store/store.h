@@ -124,10 +124,13 @@ class StoreQueue {
   [[nodiscard]] virtual std::uint64_t bytes_copied() const noexcept { return 0; }
 };
 
+class IoEngine;  // io_engine.h
+
 /// What a queue needs from its reactor. All outlive the queue.
 struct StoreQueueContext {
   transport::Reactor& reactor;
-  transport::BufferPool& buffers;  ///< registered with every domain in use
+  transport::BufferPool& buffers;           ///< registered with every domain in use
+  std::unique_ptr<IoEngine>* io = nullptr;  ///< for all files here, made by the first; null: each makes its own
 };
 
 /// Told of what changes about a store while it is served.

@@ -14,7 +14,8 @@
 #include "common/log.h"
 #include "common/random.h"
 #include "target/store/spec.h"
-#include "target/store/thread_queue.h"
+#include "target/store/thread_engine.h"
+#include "target/store/uring_engine.h"
 #include "transport/memory/buffer_pool.h"
 #include "transport/reactor/reactor.h"
 
@@ -66,7 +67,7 @@ class Runner final : public StoreRequest {
   bool committing_ = false;
 };
 
-void run(benchmark::State& state, const std::string& spec, IoQueueFactory* io, Intent intent) {
+void run(benchmark::State& state, const std::string& spec, IoEngineFactory* io, Intent intent) {
   SystemClock clock;
   Random random(1);
   auto reactor = transport::Reactor::create(clock, null_logger()).value();
@@ -126,16 +127,19 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   const Image image;
   static ThreadFactory threads;
+  auto unfixed_factory = UringFactory::probe(FixedBuffers::never);  // for what registered buffers are worth
+  IoEngineFactory* const unfixed = unfixed_factory ? &*unfixed_factory : nullptr;
   struct Way {
     const char* name;
     std::string spec;
-    IoQueueFactory* io;
+    IoEngineFactory* io;
   };
   const std::string file = "file:" + image.path() + ",block=4096,";
   const std::vector<Way> ways{
       {"ram", "ram:size=64MiB,block=4096", nullptr},           {"null", "null:size=64MiB,block=4096", nullptr},
       {"file/io_uring/cached", file + "direct=off", nullptr},  {"file/threads/cached", file + "direct=off", &threads},
-      {"file/io_uring/direct", file + "direct=auto", nullptr}, {"file/threads/direct", file + "direct=auto", &threads}};
+      {"file/io_uring/direct", file + "direct=auto", nullptr}, {"file/threads/direct", file + "direct=auto", &threads},
+      {"file/unfixed/cached", file + "direct=off", unfixed},   {"file/unfixed/direct", file + "direct=auto", unfixed}};
   for (const Way& way : ways)
     for (const Intent intent : {Intent::read, Intent::write})
       benchmark::RegisterBenchmark((std::string(way.name) + (intent == Intent::read ? "/read" : "/write")).c_str(),

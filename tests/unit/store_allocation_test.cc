@@ -5,7 +5,7 @@
 
 #include "store_files.h"
 #include "store_rig.h"
-#include "target/store/thread_queue.h"
+#include "target/store/thread_engine.h"
 
 namespace {
 

@@ -8,9 +8,9 @@
 #include <optional>
 #include <vector>
 
-#include "target/store/io_queue.h"
-#include "target/store/thread_queue.h"
-#include "target/store/uring_queue.h"
+#include "target/store/io_engine.h"
+#include "target/store/thread_engine.h"
+#include "target/store/uring_engine.h"
 
 namespace rbt::target::test {
 
@@ -21,17 +21,15 @@ struct Fault {
 };
 
 /// Passes operations on to `real`, unless `decide` says something else. Counts them all.
-class FaultyFactory final : public IoQueueFactory {
+class FaultyFactory final : public IoEngineFactory {
  public:
   using Kind = IoOperation::Kind;
-  explicit FaultyFactory(IoQueueFactory& real) : real_(real) {}
+  explicit FaultyFactory(IoEngineFactory& real) : real_(real) {}
 
-  Result<std::unique_ptr<IoQueue>> open(int fd, transport::Reactor& reactor, IoHandler& handler) override {
-    auto queue = std::make_unique<Queue>(*this, reactor, handler);
-    auto below = real_.open(fd, reactor, *queue);
+  Result<std::unique_ptr<IoEngine>> open(transport::Reactor& reactor, transport::BufferPool& buffers) override {
+    auto below = real_.open(reactor, buffers);
     if (!below) return failure(std::move(below.error()));
-    queue->below = std::move(*below);
-    return queue;
+    return std::make_unique<Engine>(*this, reactor, std::move(*below));
   }
   [[nodiscard]] std::string_view name() const noexcept override { return "faulty"; }
 
@@ -46,6 +44,18 @@ class FaultyFactory final : public IoQueueFactory {
   bool hold = false;
 
  private:
+  struct Engine final : IoEngine {
+    Engine(FaultyFactory& o, transport::Reactor& r, std::unique_ptr<IoEngine> b)
+        : owner(o), reactor(r), below(std::move(b)) {}
+    std::unique_ptr<IoQueue> open(int fd, IoHandler& handler) override {
+      auto queue = std::make_unique<Queue>(owner, reactor, handler);
+      queue->below = below->open(fd, *queue);
+      return queue;
+    }
+    FaultyFactory& owner;
+    transport::Reactor& reactor;
+    std::unique_ptr<IoEngine> below;
+  };
   struct Queue final : IoQueue, IoHandler, transport::Source {
     Queue(FaultyFactory& o, transport::Reactor& r, IoHandler& h) : owner(o), reactor(r), handler(h) {
       reactor.add(*this);
@@ -97,7 +107,7 @@ class FaultyFactory final : public IoQueueFactory {
     std::map<IoOperation*, Cut> whole;  // as they were before they were cut
   };
 
-  IoQueueFactory& real_;
+  IoEngineFactory& real_;
   std::array<std::size_t, 7> count_{};
   std::size_t total_ = 0;
 };

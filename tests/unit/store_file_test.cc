@@ -23,7 +23,7 @@ bool all_zero(std::span<const std::byte> bytes) {
 /// A rig whose stores read and write through faults, over io_uring or over threads.
 struct FileRig : StoreRig {
   explicit FileRig(bool over_threads = false, Bytes pool = Bytes(8 * kMiB))
-      : StoreRig(pool), faults(over_threads ? static_cast<IoQueueFactory&>(threads) : uring) {
+      : StoreRig(pool), faults(over_threads ? static_cast<IoEngineFactory&>(threads) : uring) {
     io = &faults;
   }
   ~FileRig() { close(); }

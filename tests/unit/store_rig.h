@@ -201,7 +201,7 @@ class StoreRig {
   Random random{1};
   Journal journal;
   KeyDomain domain;
-  IoQueueFactory* io = nullptr;
+  IoEngineFactory* io = nullptr;
   [[nodiscard]] transport::Reactor& reactor() { return *reactor_; }
   [[nodiscard]] transport::BufferPool& buffers() { return *buffers_; }
 

@@ -1,20 +1,25 @@
-#include "target/store/uring_queue.h"
+#include "target/store/uring_engine.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <liburing.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
 #include <climits>
 #include <utility>
+#include <vector>
 
 #include "common/check.h"
+#include "common/sizes.h"
 #include "target/store/store_request.h"
 
 // Newer than Debian 12's headers.
@@ -27,7 +32,7 @@ namespace rbt::target {
 namespace {
 
 // Submissions of one turn; twice as many completions fit, and no more operations are under way than that.
-constexpr unsigned kEntries = 256;
+constexpr unsigned kEntries = 512;
 constexpr unsigned kUnderWayMax = 2 * kEntries;
 
 // Task work runs when we look, never by interrupting; TASKRUN_FLAG tells without a system call whether there is any.
@@ -35,14 +40,30 @@ constexpr unsigned kOneIssuer = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_
 constexpr unsigned kCooperative = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
 constexpr std::array<unsigned, 3> kSetups{kOneIssuer, kCooperative, 0};  // Linux 6.1, 5.19, 5.6
 
-void prepare(io_uring_sqe& entry, int fd, const IoOperation& operation) noexcept {
+// One registered buffer has at most 1 GiB. None of the pool's blocks lies across such a border.
+constexpr std::size_t kFixedBytes = std::size_t{1} << 30;
+static_assert(kFixedBytes % transport::BufferPool::kBlockMax == 0);
+
+/// `fixed`: memory whose pieces of kFixedBytes are the ring's registered buffers; empty if there are none.
+void prepare_transfer(io_uring_sqe& entry, const IoOperation& operation, const transport::MemorySpan& fixed) noexcept {
+  const bool reads = operation.kind == IoOperation::Kind::read;
+  const auto at = reinterpret_cast<std::uintptr_t>(operation.data) - reinterpret_cast<std::uintptr_t>(fixed.data);
+  const bool is_fixed = at < fixed.size;  // what lies below wraps to a number beyond every size
+  const int plain = reads ? IORING_OP_READ : IORING_OP_WRITE;
+  const int registered = reads ? IORING_OP_READ_FIXED : IORING_OP_WRITE_FIXED;
+  io_uring_prep_rw(is_fixed ? registered : plain, &entry, operation.on->fd, operation.data,
+                   static_cast<unsigned>(operation.length), operation.offset);
+  if (is_fixed) entry.buf_index = static_cast<std::uint16_t>(at / kFixedBytes);
+}
+
+void prepare(io_uring_sqe& entry, const IoOperation& operation, const transport::MemorySpan& fixed) noexcept {
   using Kind = IoOperation::Kind;
-  const auto length = static_cast<unsigned>(operation.length);
+  const int fd = operation.on->fd;
   switch (operation.kind) {
-    case Kind::read: io_uring_prep_read(&entry, fd, operation.data, length, operation.offset); return;
+    case Kind::read: prepare_transfer(entry, operation, fixed); return;
     case Kind::write:
     case Kind::write_durable:
-      io_uring_prep_write(&entry, fd, operation.data, length, operation.offset);
+      prepare_transfer(entry, operation, fixed);
       if (operation.kind == Kind::write_durable) entry.rw_flags = RWF_DSYNC;
       return;
     case Kind::sync_data: io_uring_prep_fsync(&entry, fd, IORING_FSYNC_DATASYNC); return;
@@ -66,23 +87,24 @@ void prepare(io_uring_sqe& entry, int fd, const IoOperation& operation) noexcept
 
 /// Owned by the reactor's thread, also where it was made on another: the ring is enabled, and so bound to its one
 /// issuer, by the first poll().
-class UringQueue final : public IoQueue, private transport::Source {
+class UringEngine final : public IoEngine, private transport::Source {
  public:
-  UringQueue(int fd, transport::Reactor& reactor, IoHandler& handler) : fd_(fd), reactor_(reactor), handler_(handler) {}
-  ~UringQueue() override {
-    check(waiting_.empty() && under_way_ == 0, "an I/O queue is destroyed when nothing is under way");
+  explicit UringEngine(transport::Reactor& reactor) : reactor_(reactor) {}
+  ~UringEngine() override {
+    check(waiting_.empty() && under_way_ == 0, "an I/O engine is destroyed when nothing is under way");
     if (open_) io_uring_queue_exit(&ring_);
     if (event_fd_ < 0) return;
     reactor_.unwatch(event_fd_);
     ::close(event_fd_);
   }
 
-  [[nodiscard]] Result<void> open(unsigned setup_flags) {
+  [[nodiscard]] Result<void> start(unsigned setup_flags) {
     disabled_ = setup_flags == kOneIssuer;
     const unsigned flags = setup_flags | (disabled_ ? unsigned{IORING_SETUP_R_DISABLED} : 0U);
     const int error = io_uring_queue_init(kEntries, &ring_, flags);
     if (error != 0)
-      return errno_failure(-error, "opening an io_uring of 256 entries", "raise the limits of open files and memory");
+      return errno_failure(-error, fmt::format("opening an io_uring of {} entries", kEntries),
+                           "raise the limits of open files and memory");
     open_ = true;
     // Watching the ring's own descriptor loses wake-ups with DEFER_TASKRUN (50 of 50 fdatasyncs on Linux 6.18): epoll
     // is not told of work that waits to be run. A registered eventfd is, in all three kinds.
@@ -98,7 +120,26 @@ class UringQueue final : public IoQueue, private transport::Source {
     });
   }
 
-  void submit(IoOperation& operation) override {
+  /// Most often refused for RLIMIT_MEMLOCK; everything works without.
+  void fix(const transport::MemorySpan& memory) {
+    std::vector<::iovec> pieces;
+    for (std::size_t at = 0; at < memory.size; at += kFixedBytes)
+      pieces.push_back({memory.data + at, std::min(kFixedBytes, memory.size - at)});
+    const int error = io_uring_register_buffers(&ring_, pieces.data(), static_cast<unsigned>(pieces.size()));
+    if (error == 0) fixed_ = memory;
+    if (error != 0)
+      reactor_.logger().debug(
+          "{}", Error::from_errno(
+                    -error, fmt::format("registering {} of buffers with io_uring", format_bytes(Bytes(memory.size))),
+                    "file stores do without")
+                    .message());
+  }
+
+  [[nodiscard]] std::unique_ptr<IoQueue> open(int fd, IoHandler& handler) override {
+    return std::make_unique<EngineQueue<UringEngine>>(*this, fd, handler);
+  }
+
+  void submit(IoOperation& operation) {
     check(operation.length <= INT_MAX ||
               (operation.kind != IoOperation::Kind::read && operation.kind != IoOperation::Kind::write &&
                operation.kind != IoOperation::Kind::write_durable),
@@ -149,7 +190,7 @@ class UringQueue final : public IoQueue, private transport::Source {
       io_uring_sqe* const entry = io_uring_get_sqe(&ring_);
       if (entry == nullptr) break;
       IoOperation& operation = waiting_.pop();
-      prepare(*entry, fd_, operation);
+      prepare(*entry, operation, fixed_);
       io_uring_sqe_set_data(entry, &operation);
       ++under_way_;
       ++begun;
@@ -174,15 +215,14 @@ class UringQueue final : public IoQueue, private transport::Source {
       io_uring_cqe_seen(&ring_, entries[i]);
       --under_way_;
       ++ended;
-      handler_.on_io_done(*operation, result);
+      operation->on->finish(*operation, result);
     }
     return ended;
   }
 
-  int fd_;
   transport::Reactor& reactor_;
-  IoHandler& handler_;
   io_uring ring_{};
+  transport::MemorySpan fixed_;  // empty: no registered buffers
   int event_fd_ = -1;
   bool open_ = false;
   bool disabled_ = false;
@@ -204,21 +244,22 @@ int try_setup(unsigned flags) {
 
 }  // namespace
 
-Result<UringFactory> UringFactory::probe() {
+Result<UringFactory> UringFactory::probe(FixedBuffers fixed_buffers) {
   int error = 0;
   for (const unsigned flags : kSetups) {
     error = try_setup(flags);
-    if (error == 0) return UringFactory(flags);
+    if (error == 0) return UringFactory(flags, fixed_buffers);
     if (error != EINVAL) break;  // EINVAL: flags that this kernel does not know
   }
   return errno_failure(error, "setting up io_uring",
                        "see kernel.io_uring_disabled (sysctl) and, in a container, its seccomp profile");
 }
 
-Result<std::unique_ptr<IoQueue>> UringFactory::open(int fd, transport::Reactor& reactor, IoHandler& handler) {
-  auto queue = std::make_unique<UringQueue>(fd, reactor, handler);
-  if (auto opened = queue->open(setup_flags_); !opened) return failure(std::move(opened.error()));
-  return queue;
+Result<std::unique_ptr<IoEngine>> UringFactory::open(transport::Reactor& reactor, transport::BufferPool& buffers) {
+  auto engine = std::make_unique<UringEngine>(reactor);
+  if (auto started = engine->start(setup_flags_); !started) return failure(std::move(started.error()));
+  if (fixed_buffers_ == FixedBuffers::if_allowed) engine->fix(buffers.memory().memory());
+  return engine;
 }
 
 }  // namespace rbt::target

@@ -1,4 +1,4 @@
-#include "target/store/thread_queue.h"
+#include "target/store/thread_engine.h"
 
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -11,14 +11,13 @@
 #include <array>
 #include <cerrno>
 #include <condition_variable>
-#include <csignal>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "common/check.h"
+#include "target/store/quiet_thread.h"
 #include "target/store/store_request.h"
 
 namespace rbt::target {
@@ -28,8 +27,9 @@ namespace {
 // Enough to keep a solid-state disk busy at small depth; each costs a stack.
 constexpr std::size_t kThreads = 8;
 
-std::int64_t carry_out(int fd, const IoOperation& operation) noexcept {
+std::int64_t carry_out(const IoOperation& operation) noexcept {
   using Kind = IoOperation::Kind;
+  const int fd = operation.on->fd;
   const auto offset = static_cast<::off_t>(operation.offset);
   const auto length = static_cast<::off_t>(operation.length);
   const ::iovec vector{operation.data, operation.length};
@@ -60,12 +60,11 @@ struct Ended {
 };
 
 /// The reactor's thread submits and reaps; the threads work. They meet in `shared_`.
-class ThreadQueue final : public IoQueue, private transport::Source {
+class ThreadEngine final : public IoEngine, private transport::Source {
  public:
-  ThreadQueue(int fd, transport::Reactor& reactor, IoHandler& handler)
-      : fd_(fd), reactor_(reactor), handler_(handler) {}
-  ~ThreadQueue() override {
-    check(under_way_ == 0, "an I/O queue is destroyed when nothing is under way");
+  explicit ThreadEngine(transport::Reactor& reactor) : reactor_(reactor) {}
+  ~ThreadEngine() override {
+    check(under_way_ == 0, "an I/O engine is destroyed when nothing is under way");
     {
       const std::lock_guard lock(mutex_);
       stopping_ = true;
@@ -78,28 +77,24 @@ class ThreadQueue final : public IoQueue, private transport::Source {
     ::close(event_fd_);
   }
 
-  [[nodiscard]] Result<void> open() {
+  [[nodiscard]] Result<void> start() {
     event_fd_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (event_fd_ < 0)
       return errno_failure(errno, "creating an eventfd", "raise the limit of open files (`ulimit -n`)");
     if (auto watched = reactor_.watch(event_fd_, EPOLLIN, [this](std::uint32_t) { quiet(); }); !watched) return watched;
-    // Signals are for the program's own threads. A thread starts with the mask of the one that starts it.
-    sigset_t all;
-    sigset_t before;
-    ::sigfillset(&all);
-    ::pthread_sigmask(SIG_SETMASK, &all, &before);
-    Result<void> started;
-    try {
-      for (std::size_t i = 0; i < kThreads; ++i)
-        threads_.emplace_back([this] { work(); });
-    } catch (const std::system_error& error) {
-      started = errno_failure(error.code().value(), "starting a thread", "raise the limit of processes (`ulimit -u`)");
+    for (std::size_t i = 0; i < kThreads; ++i) {
+      auto thread = start_quiet_thread([this] { work(); });
+      if (!thread) return failure(std::move(thread.error()));
+      threads_.push_back(std::move(*thread));
     }
-    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    return started;
+    return {};
   }
 
-  void submit(IoOperation& operation) override {
+  [[nodiscard]] std::unique_ptr<IoQueue> open(int fd, IoHandler& handler) override {
+    return std::make_unique<EngineQueue<ThreadEngine>>(*this, fd, handler);
+  }
+
+  void submit(IoOperation& operation) {
     ++under_way_;
     if (!std::exchange(listed_, true)) reactor_.add(*this);
     {
@@ -118,7 +113,7 @@ class ThreadQueue final : public IoQueue, private transport::Source {
     }
     for (std::size_t i = 0; i < taken_.size(); ++i) {
       --under_way_;
-      handler_.on_io_done(*taken_[i].operation, taken_[i].result);
+      taken_[i].operation->on->finish(*taken_[i].operation, taken_[i].result);
     }
     const std::size_t count = taken_.size();
     taken_.clear();
@@ -151,7 +146,7 @@ class ThreadQueue final : public IoQueue, private transport::Source {
       if (waiting_.empty()) return;
       IoOperation& operation = waiting_.pop();
       lock.unlock();
-      const std::int64_t result = carry_out(fd_, operation);
+      const std::int64_t result = carry_out(operation);
       lock.lock();
       ended_.push_back({&operation, result});
       if (!asleep_) continue;
@@ -161,9 +156,7 @@ class ThreadQueue final : public IoQueue, private transport::Source {
     }
   }
 
-  int fd_;
   transport::Reactor& reactor_;
-  IoHandler& handler_;
   int event_fd_ = -1;
   bool listed_ = false;        // a source of the reactor
   std::size_t under_way_ = 0;  // the reactor's
@@ -179,10 +172,10 @@ class ThreadQueue final : public IoQueue, private transport::Source {
 
 }  // namespace
 
-Result<std::unique_ptr<IoQueue>> ThreadFactory::open(int fd, transport::Reactor& reactor, IoHandler& handler) {
-  auto queue = std::make_unique<ThreadQueue>(fd, reactor, handler);
-  if (auto opened = queue->open(); !opened) return failure(std::move(opened.error()));
-  return queue;
+Result<std::unique_ptr<IoEngine>> ThreadFactory::open(transport::Reactor& reactor, transport::BufferPool&) {
+  auto engine = std::make_unique<ThreadEngine>(reactor);
+  if (auto started = engine->start(); !started) return failure(std::move(started.error()));
+  return engine;
 }
 
 }  // namespace rbt::target
