@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "target/store/in_place.h"
 #include "target/store/lease_memory.h"
 #include "target/store/zeroing.h"
 
@@ -14,49 +15,48 @@ namespace rbt::target {
 
 namespace {
 
-// The longest segment: a length has 32 bits, and blocks stay whole.
-constexpr std::uint64_t kSegmentMax = (std::uint64_t{1} << 32) - 4096;
-
-class RamQueue final : public StoreQueue, private ZeroedMemory {
+class RamQueue final : public StoreQueue, private ZeroedMemory, private InPlaceMemory {
  public:
-  RamQueue(RamStore& store, transport::Reactor& reactor)
-      : store_(store), zeroing_(*this, store.block_shift(), reactor) {}
+  RamQueue(RamStore& store, const StoreQueueContext& context)
+      : store_(store),
+        in_place_(*this, store.range_lock(), store.block_shift(), context),
+        zeroing_(*this, store.block_shift(), context.reactor) {}
 
-  Progress acquire(Lease& lease, StoreRequest&) override {
-    const transport::MemorySpan& memory = store_.memory().memory();
-    const std::uint32_t lkey = lease_key(store_.memory(), lease);
-    std::uint64_t offset = bytes(lease.range.first);
-    const std::uint64_t end = bytes(lease.range.end());
-    check(end <= store_.size().value() && end - offset <= kSegmentMax * lease.few.size(),
-          "a lease lies within the store");
-    std::size_t count = 0;
-    while (offset < end) {
-      const auto length = static_cast<std::uint32_t>(std::min(end - offset, kSegmentMax));
-      lease.few[count++] = {memory.data + offset, length, lkey};
-      offset += length;
-    }
-    lease.segments = {lease.few.data(), count};
-    return Progress::done();
+  Progress acquire(Lease& lease, StoreRequest& request) override { return in_place_.acquire(lease, request); }
+  Progress commit(Lease& lease, Durability durability, StoreRequest& request) override {
+    return in_place_.commit(lease, durability, request);
   }
-
-  Progress commit(Lease&, Durability, StoreRequest&) override { return Progress::done(); }
-  void release(Lease& lease) noexcept override { lease.segments = {}; }
+  void release(Lease& lease) noexcept override { in_place_.release(lease); }
   Progress flush(StoreRequest&) override { return Progress::done(); }
-
   Progress discard(std::span<const BlockRange> ranges, StoreRequest& request) override {
     return zeroing_.discard(ranges, request);
   }
-
   Progress write_zeroes(BlockRange range, Deallocate deallocate, Durability durability,
                         StoreRequest& request) override {
     return zeroing_.write_zeroes(range, deallocate, durability, request);
   }
+  std::uint64_t bytes_copied() const noexcept override { return in_place_.bytes_copied(); }
 
  private:
-  [[nodiscard]] std::uint64_t bytes(Lba lba) const noexcept { return lba.value() << store_.block_shift().value(); }
+  // InPlaceMemory
+  std::byte* at(std::uint64_t offset) noexcept override { return store_.memory().memory().data + offset; }
+  std::uint32_t lkey(const Lease& lease) noexcept override { return lease_key(store_.memory(), lease); }
+  bool stages(const Lease& lease) noexcept override { return store_.stages(lease.path_mtu); }
+  StoreStatus land(std::uint64_t offset, std::span<const std::byte> data) override {
+    std::memcpy(at(offset), data.data(), data.size());
+    return StoreStatus::ok;
+  }
+  Progress landed(Lease&, Durability, StoreRequest&) override { return Progress::done(); }
+  void on_claimed() override { zeroing_.resume(); }
 
+  // ZeroedMemory
+  [[nodiscard]] BlockRange blocks(std::uint64_t offset, std::uint64_t length) const noexcept {
+    return {Lba(offset >> store_.block_shift().value()), store_.block_shift().blocks(Bytes(length))};
+  }
+  bool claim(std::uint64_t offset, std::uint64_t length) override { return in_place_.claim(blocks(offset, length)); }
+  void unclaim() noexcept override { in_place_.unclaim(); }
   bool zero(std::uint64_t offset, std::uint64_t length) override {
-    std::memset(store_.memory().memory().data + offset, 0, length);
+    std::memset(at(offset), 0, length);
     return true;
   }
   std::uint64_t next_data(std::uint64_t offset, std::uint64_t end) noexcept override {
@@ -68,23 +68,27 @@ class RamQueue final : public StoreQueue, private ZeroedMemory {
   }
 
   RamStore& store_;
+  InPlace in_place_;
   Zeroing zeroing_;
 };
 
 }  // namespace
 
 RamStore::RamStore(std::string spec, const RamOptions& options, const Identity& identity,
-                   transport::SharedMemory memory)
+                   transport::SharedMemory memory, Logger& logger)
     : spec_(std::move(spec)),
       options_(options),
       identity_(identity),
       memory_(std::move(memory)),
-      registered_(memory_.span(), transport::RemoteAccess::none) {}
+      registered_(memory_.span(), transport::RemoteAccess::none),
+      logger_(logger),
+      range_lock_(options.block_shift.blocks(options.size)) {}
 
-Result<std::unique_ptr<Store>> RamStore::create(std::string spec, const RamOptions& options, const Identity& identity) {
+Result<std::unique_ptr<Store>> RamStore::create(std::string spec, const RamOptions& options, const Identity& identity,
+                                                Logger& logger) {
   auto memory = transport::SharedMemory::create(options.size, {"rbt-ram", options.huge_pages, false});
   if (!memory) return failure(std::move(memory.error()).within(fmt::format("store '{}'", spec)));
-  return std::unique_ptr<Store>(new RamStore(std::move(spec), options, identity, std::move(*memory)));
+  return std::unique_ptr<Store>(new RamStore(std::move(spec), options, identity, std::move(*memory), logger));
 }
 
 Geometry RamStore::geometry() const {
@@ -96,11 +100,19 @@ Geometry RamStore::geometry() const {
   geometry.write_zeroes = Ability::emulated;
   geometry.discard_reads_zero = true;
   geometry.optimal_io = options_.block_shift.blocks(Bytes(4096));
-  geometry.transfer_max = Bytes(std::min(options_.size.value(), kSegmentMax * Lease{}.few.size()));
+  geometry.transfer_max = std::min(geometry.transfer_max, options_.size);
+  // Commands take turns, and so does a Write Zeroes of that length.
+  geometry.atomic_write = options_.block_shift.blocks(Bytes(Zeroing::kSliceMax));
   return geometry;
 }
 
-Result<void> RamStore::prepare(transport::ProtectionDomain& domain, std::uint32_t) {
+Result<void> RamStore::prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) {
+  if (options_.atomicity == Atomicity::in_place && tears(path_mtu, options_.block_shift, false) &&
+      !warned_.exchange(true, std::memory_order_relaxed))
+    logger_.warning(
+        "store '{}': its blocks of {} bytes are written in place, as atomic=in-place demands, by a connection whose "
+        "packets hold {}: a connection that is lost leaves blocks half new; leave atomic= out, or use atomic=shadow",
+        spec_, options_.block_shift.block_size(), path_mtu);
   auto done = registered_.ensure(domain);
   if (!done)
     return failure(
@@ -109,7 +121,7 @@ Result<void> RamStore::prepare(transport::ProtectionDomain& domain, std::uint32_
 }
 
 Result<std::unique_ptr<StoreQueue>> RamStore::open_queue(const StoreQueueContext& context) {
-  return std::make_unique<RamQueue>(*this, context.reactor);
+  return std::make_unique<RamQueue>(*this, context);
 }
 
 }  // namespace rbt::target

@@ -1,10 +1,14 @@
 #pragma once
 // A disk in memory that is gone with the process.
 
+#include <atomic>
 #include <memory>
 #include <string>
 
+#include "common/log.h"
 #include "common/result.h"
+#include "target/store/atomicity.h"
+#include "target/store/range_lock.h"
 #include "target/store/store.h"
 #include "transport/memory/registered_memory.h"
 #include "transport/memory/shared_memory.h"
@@ -15,6 +19,7 @@ struct RamOptions {
   Bytes size;  ///< whole blocks
   BlockShift block_shift;
   transport::HugePages huge_pages = transport::HugePages::if_any;
+  Atomicity atomicity = Atomicity::automatic;
 };
 
 /// One memfd. A lease is the blocks themselves. Pages come with the first touch, all of them with the first registration
@@ -25,7 +30,7 @@ struct RamOptions {
 class RamStore final : public Store {
  public:
   [[nodiscard]] static Result<std::unique_ptr<Store>> create(std::string spec, const RamOptions& options,
-                                                             const Identity& identity);
+                                                             const Identity& identity, Logger& logger);
 
   [[nodiscard]] Geometry geometry() const override;
   [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
@@ -37,15 +42,24 @@ class RamStore final : public Store {
   [[nodiscard]] const transport::RegisteredMemory& memory() const noexcept { return registered_; }
   [[nodiscard]] BlockShift block_shift() const noexcept { return options_.block_shift; }
   [[nodiscard]] Bytes size() const noexcept { return options_.size; }
+  [[nodiscard]] RangeLock& range_lock() noexcept { return range_lock_; }
+  /// Whether a write of that connection goes by way of a buffer.
+  [[nodiscard]] bool stages(std::uint32_t path_mtu) const noexcept {
+    return options_.atomicity != Atomicity::in_place && tears(path_mtu, options_.block_shift, false);
+  }
 
  private:
-  RamStore(std::string spec, const RamOptions& options, const Identity& identity, transport::SharedMemory memory);
+  RamStore(std::string spec, const RamOptions& options, const Identity& identity, transport::SharedMemory memory,
+           Logger& logger);
 
   std::string spec_;
   RamOptions options_;
   Identity identity_;
   transport::SharedMemory memory_;
   transport::RegisteredMemory registered_;
+  Logger& logger_;
+  RangeLock range_lock_;
+  std::atomic<bool> warned_{false};  // that blocks may be torn; set once
 };
 
 }  // namespace rbt::target

@@ -8,6 +8,7 @@
 
 #include "common/log.h"
 #include "common/nvme/uuid.h"
+#include "target/store/atomicity.h"
 #include "target/store/file_store.h"
 #include "target/store/identity.h"
 #include "target/store/null_store.h"
@@ -62,14 +63,25 @@ Result<Bytes> whole_size(const SpecReader& reader, const Sized& sized) {
   return *sized.size;
 }
 
+Result<Atomicity> read_atomicity(const SpecReader& reader, const SpecOption& option) {
+  constexpr std::array kWords{Atomicity::automatic, Atomicity::in_place};
+  return reader.word(option, {"auto", "in-place"}).map([&](std::size_t word) { return kWords.at(word); });
+}
+
 Opened open_ram(std::string_view spec, const SpecPart& part, const StoreEnvironment& environment) {
-  const SpecReader reader(spec, part, "size=SIZE, block=512|1024|2048|4096, huge=auto|never");
+  const SpecReader reader(spec, part, "size=SIZE, block=512|1024|2048|4096, huge=auto|never, atomic=auto|in-place");
   Sized sized;
   RamOptions options;
   for (const SpecOption& option : part.options) {
     auto taken = take_sized(reader, option, sized);
     if (!taken) return failure(std::move(taken.error()));
     if (*taken) continue;
+    if (option.key.text == "atomic") {
+      auto atomicity = read_atomicity(reader, option);
+      if (!atomicity) return failure(std::move(atomicity.error()));
+      options.atomicity = *atomicity;
+      continue;
+    }
     if (option.key.text != "huge") return failure(reader.unknown(option));
     auto word = reader.word(option, {"auto", "never"});
     if (!word) return failure(std::move(word.error()));
@@ -79,7 +91,7 @@ Opened open_ram(std::string_view spec, const SpecPart& part, const StoreEnvironm
   if (!size) return failure(std::move(size.error()));
   options.size = *size;
   options.block_shift = sized.block_shift;
-  return RamStore::create(std::string(spec), options, fresh_identity(environment.random));
+  return RamStore::create(std::string(spec), options, fresh_identity(environment.random), environment.logger);
 }
 
 Opened open_null(std::string_view spec, const SpecPart& part, const StoreEnvironment& environment) {
@@ -136,7 +148,8 @@ constexpr std::array<Kind, 3> kKinds{
 std::string_view store_spec_help() noexcept {
   return "file:PATH[,block=512|1024|2048|4096][,readonly][,direct=auto|on|off][,uuid=UUID]\n"
          "                                                             an image or a block device; ',' in PATH: \\,\n"
-         "ram:size=SIZE[,block=512|1024|2048|4096][,huge=auto|never]   memory, gone with the process\n"
+         "ram:size=SIZE[,block=512|1024|2048|4096][,huge=auto|never][,atomic=auto|in-place]\n"
+         "                                                             memory, gone with the process\n"
          "null:size=SIZE[,block=…]                                     zeroes; forgets what is written\n";
 }
 

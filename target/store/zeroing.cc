@@ -35,17 +35,30 @@ Progress Zeroing::write_zeroes(BlockRange range, StoreQueue::Deallocate dealloca
 }
 
 Progress Zeroing::begin(Work& work, StoreRequest& request) {
-  switch (zero_slice(work)) {
-    case Slice::done: return Progress::done();
-    case Slice::refused: return give_up(work, request);
-    case Slice::more: break;
+  if (work_.empty()) {  // else claims would get mixed up
+    switch (zero_slice(work)) {
+      case Slice::done: return Progress::done();
+      case Slice::refused: return give_up(work, request);
+      case Slice::waits: parked_ = true; break;
+      case Slice::more: break;
+    }
   }
   auto& record = StoreRequestAccess::make<Work>(request);
   record = work;
   record.request = &request;
   work_.push(record);
-  if (!std::exchange(listed_, true)) reactor_.add(*this);
+  if (!parked_) list();
   return Progress::later();
+}
+
+void Zeroing::list() {
+  if (!std::exchange(listed_, true)) reactor_.add(*this);
+}
+
+void Zeroing::resume() {
+  check(parked_, "only what waits is resumed");
+  parked_ = false;
+  list();
 }
 
 /// `work` does not lie in `request`, where another's record is about to be made.
@@ -57,12 +70,13 @@ Progress Zeroing::give_up(const Work& work, StoreRequest& request) {
 
 std::size_t Zeroing::poll() {
   const Slice slice = zero_slice(work_.front());
-  if (slice != Slice::more) {
+  parked_ = slice == Slice::waits;
+  if (slice == Slice::done || slice == Slice::refused) {
     const Work work = work_.pop();
     const Progress progress = slice == Slice::done ? Progress::done() : give_up(work, *work.request);
     if (!progress.pending) work.request->on_store_done(progress.status);
   }
-  if (work_.empty()) {
+  if (work_.empty() || parked_) {
     listed_ = false;
     reactor_.remove(*this);
   }
@@ -80,17 +94,32 @@ Zeroing::Slice Zeroing::zero_slice(Work& work) {
   while (true) {
     while (work.offset < work.end) {
       if (budget == 0) return Slice::more;
-      const std::uint64_t data = memory_.next_data(work.offset, work.end);
-      const std::uint64_t length = std::min(budget, work.end - data);
-      if (length != 0 && !memory_.zero(data, length)) return Slice::refused;
-      work.offset = data + length;
-      budget -= length;
+      if (const Slice slice = zero_some(work, budget); slice != Slice::done) return slice;
     }
     if (work.ranges_left == 0) return Slice::done;
     ++work.ranges;
     if (--work.ranges_left == 0) return Slice::done;
     load(work);
   }
+}
+
+/// One piece of at most `budget`. What is short is claimed as a whole, before it is known where data lies in it.
+Zeroing::Slice Zeroing::zero_some(Work& work, std::uint64_t& budget) {
+  const bool whole = work.end - work.offset <= kSliceMax;
+  if (whole && work.end - work.offset > budget) {  // next turn
+    budget = 0;
+    return Slice::done;
+  }
+  if (whole && !memory_.claim(work.offset, work.end - work.offset)) return Slice::waits;
+  const std::uint64_t data = memory_.next_data(work.offset, work.end);
+  const std::uint64_t length = std::min(budget, work.end - data);
+  if (!whole && length != 0 && !memory_.claim(data, length)) return Slice::waits;
+  const bool zeroed = length == 0 || memory_.zero(data, length);
+  if (whole || length != 0) memory_.unclaim();
+  if (!zeroed) return Slice::refused;
+  work.offset = data + length;
+  budget -= length;
+  return Slice::done;
 }
 
 std::uint64_t next_data_in_file(int fd, std::uint64_t offset, std::uint64_t end) noexcept {

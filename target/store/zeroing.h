@@ -25,6 +25,12 @@ struct ZeroingRest {
 class ZeroedMemory {
  public:
   virtual ~ZeroedMemory() = default;
+  /// From true on nobody else reads or writes the range (in bytes), until unclaim(). False: somebody does; then
+  /// Zeroing::resume() is to be called when asking again for the same range would be answered with true.
+  [[nodiscard]] virtual bool claim([[maybe_unused]] std::uint64_t offset, [[maybe_unused]] std::uint64_t length) {
+    return true;
+  }
+  virtual void unclaim() noexcept {}
   /// Zeroes `length` bytes at `offset`, durably where that is possible at all. False: the memory cannot be used any more
   /// (its file is somebody else's for the moment); take_over() follows.
   [[nodiscard]] virtual bool zero(std::uint64_t offset, std::uint64_t length) = 0;
@@ -46,10 +52,13 @@ class Zeroing final : private transport::Source {
       : memory_(memory), block_shift_(block_shift), reactor_(reactor) {}
   ~Zeroing() override;
 
-  /// As StoreQueue's; the first slice at once, what is longer goes on turn by turn.
+  /// As StoreQueue's; the first slice at once if nobody else is being served, what is longer goes on turn by turn.
+  /// A write_zeroes of at most kSliceMax happens under one claim: all at once for whoever looks.
   Progress discard(std::span<const BlockRange> ranges, StoreRequest& request);
   Progress write_zeroes(BlockRange range, StoreQueue::Deallocate deallocate, Durability durability,
                         StoreRequest& request);
+  /// What ZeroedMemory::claim() had to wait for has come.
+  void resume();
 
  private:
   struct Work {
@@ -62,12 +71,14 @@ class Zeroing final : private transport::Source {
     StoreQueue::Deallocate deallocate = StoreQueue::Deallocate::no;
     Durability durability = Durability::cached;
   };
-  enum class Slice : std::uint8_t { more, done, refused };
+  enum class Slice : std::uint8_t { more, done, refused, waits };
 
   [[nodiscard]] std::uint64_t bytes(Lba lba) const noexcept { return lba.value() << block_shift_.value(); }
   Progress begin(Work& work, StoreRequest& request);
   Progress give_up(const Work& work, StoreRequest& request);
   void load(Work& work) const noexcept;
+  [[nodiscard]] Slice zero_some(Work& work, std::uint64_t& budget);
+  void list();
   [[nodiscard]] Slice zero_slice(Work& work);
   std::size_t poll() override;
   [[nodiscard]] bool arm() override { return work_.empty(); }  // it is a source only while there is work
@@ -77,6 +88,7 @@ class Zeroing final : private transport::Source {
   transport::Reactor& reactor_;
   RecordQueue<Work> work_;
   bool listed_ = false;  // a source of the reactor
+  bool parked_ = false;  // the first of `work_` waits for its claim; resume() comes
 };
 
 /// For ZeroedMemory::next_data(): what the file system says about `fd`.

@@ -165,8 +165,16 @@ class StoreRig {
     REQUIRE(at == bytes.size());
   }
 
+  /// In pieces of what the store takes at a time.
   StoreStatus write(std::uint64_t lba, std::span<const std::byte> bytes, Durability durability = Durability::cached) {
-    const auto blocks = bytes.size() >> store->geometry().block_shift.value();
+    const Geometry geometry = store->geometry();
+    const auto max = geometry.transfer_max.value();
+    while (bytes.size() > max) {
+      if (const auto status = write(lba, bytes.first(max), durability); status != StoreStatus::ok) return status;
+      bytes = bytes.subspan(max);
+      lba += max >> geometry.block_shift.value();
+    }
+    const auto blocks = bytes.size() >> geometry.block_shift.value();
     Lease made = lease(range(lba, blocks), Intent::write);
     if (const auto status = acquire(made); status != StoreStatus::ok) return status;
     fill(made, bytes);
@@ -175,10 +183,16 @@ class StoreRig {
     return status;
   }
   StoreStatus read(std::uint64_t lba, std::uint64_t blocks, std::vector<std::byte>& bytes) {
-    Lease made = lease(range(lba, blocks), Intent::read);
-    if (const auto status = acquire(made); status != StoreStatus::ok) return status;
-    bytes = contents(made);
-    queue->release(made);
+    const Geometry geometry = store->geometry();
+    const auto max = geometry.block_shift.blocks(geometry.transfer_max).value();
+    bytes.clear();
+    for (; blocks > 0; lba += std::min(max, blocks), blocks -= std::min(max, blocks)) {
+      Lease made = lease(range(lba, std::min(max, blocks)), Intent::read);
+      if (const auto status = acquire(made); status != StoreStatus::ok) return status;
+      const auto piece = contents(made);
+      bytes.insert(bytes.end(), piece.begin(), piece.end());
+      queue->release(made);
+    }
     return StoreStatus::ok;
   }
   [[nodiscard]] std::vector<std::byte> must_read(std::uint64_t lba, std::uint64_t blocks) {

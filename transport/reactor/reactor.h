@@ -56,8 +56,8 @@ struct ReactorCounters {
   std::atomic<std::uint64_t> descriptor_polls{0};
 };
 
-/// Belongs to one thread: the one that calls run(), turn() or run_until(). Only post(), stop() and counters() may be
-/// called from elsewhere.
+/// Belongs to one thread: the one that calls run(), turn() or run_until(). Only post(), wake(), stop() and counters() may
+/// be called from elsewhere.
 class Reactor {
  public:
   using DescriptorHandler = std::function<void(std::uint32_t epoll_events)>;
@@ -79,6 +79,8 @@ class Reactor {
 
   /// Runs `task` on this reactor's thread, soon. Thread-safe. Tasks of one sender run in order.
   void post(Task task);
+  /// Ends its sleep, if it sleeps: for a Source that other threads gave work. Thread-safe; a system call, no allocation.
+  void wake() noexcept { mailbox_.ring(); }
 
   /// Timers of this reactor: timer.h.
   [[nodiscard]] TimerQueue& timers() noexcept { return timers_; }

@@ -1,0 +1,50 @@
+#pragma once
+// Records that any thread hands to one reactor, which is woken if it sleeps: how those who wait for what another reactor
+// holds hear that they have it. No allocation, no lock.
+
+#include <atomic>
+#include <cstddef>
+
+#include "transport/reactor/reactor.h"
+
+namespace rbt::target {
+
+/// Belongs to its reactor's thread, give() apart. Destroy it when nothing is expected.
+class HandOver final : private transport::Source {
+ public:
+  /// Lies in the request that waits.
+  struct Record {
+    Record* next_handed = nullptr;
+  };
+  class Receiver {
+   public:
+    virtual ~Receiver() = default;
+    /// From the reactor's turn, in the order of give(). The record is the receiver's again.
+    virtual void on_handed_over(Record& record) = 0;
+  };
+  HandOver(transport::Reactor& reactor, Receiver& receiver) noexcept : reactor_(reactor), receiver_(receiver) {}
+  ~HandOver() override;
+  HandOver(const HandOver&) = delete;
+  HandOver& operator=(const HandOver&) = delete;
+
+  /// One more give() comes, or has come since this turn began. It is a source of the reactor while it expects some.
+  void expect();
+  /// Any thread: once for each expect(). `record` is not touched any more when it has returned.
+  void give(Record& record) noexcept;
+  [[nodiscard]] std::size_t expected() const noexcept { return expected_; }
+
+ private:
+  std::size_t poll() override;
+  [[nodiscard]] bool arm() override;
+  void disarm() override { sleeping_.store(false, std::memory_order_relaxed); }
+
+  transport::Reactor& reactor_;
+  Receiver& receiver_;
+  std::size_t expected_ = 0;
+  std::atomic<Record*> given_{nullptr};  // a stack: released by give(), acquired by poll()
+  // give() looks at it after its push, arm() looks at the stack after setting it (both seq_cst): one of them sees the other.
+  std::atomic<bool> sleeping_{false};
+  std::atomic<int> givers_{0};  // inside give(): the destructor lets them out
+};
+
+}  // namespace rbt::target
