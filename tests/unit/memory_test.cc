@@ -83,17 +83,19 @@ TEST_CASE("Fenced memory is registered nowhere until it is restored, then with e
   FakeDomain one, two;
   RegisteredMemory registered(memory->span(), RemoteAccess::none);
   REQUIRE(registered.ensure(one));
+  REQUIRE(registered.keys(one));
+  CHECK((registered.keys(one)->lkey == 7 && registered.keys(one)->rkey == 8));
   registered.fence();
-  CHECK((one.live == 0 && registered.in(one) == nullptr));
+  CHECK((one.live == 0 && !registered.keys(one)));
   REQUIRE(registered.ensure(two));
-  CHECK((two.live == 0 && registered.in(two) == nullptr));
+  CHECK((two.live == 0 && !registered.keys(two)));
   two.refuse = true;
   CHECK_FALSE(registered.restore());
-  CHECK((one.live == 0 && registered.in(one) == nullptr));
+  CHECK((one.live == 0 && !registered.keys(one)));
   two.refuse = false;
   REQUIRE(registered.restore());
-  CHECK((one.live == 1 && registered.in(one) != nullptr));
-  CHECK((two.live == 1 && registered.in(two) != nullptr));
+  CHECK((one.live == 1 && registered.keys(one)));
+  CHECK((two.live == 1 && registered.keys(two)));
   REQUIRE(registered.restore());
   CHECK((one.live == 1 && two.live == 1));
 }
