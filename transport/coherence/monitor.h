@@ -19,6 +19,7 @@
 
 namespace rbt::transport::coherence {
 
+class Engine;
 class LeaseSource;
 
 struct MonitorOptions {
@@ -57,9 +58,10 @@ class Monitor {
 
  private:
   friend class Region;
-  class Implementation;
-  explicit Monitor(std::unique_ptr<Implementation> implementation) noexcept;
-  std::unique_ptr<Implementation> implementation_;
+  friend class Use;
+  explicit Monitor(std::unique_ptr<Engine> engine) noexcept;
+  [[nodiscard]] Engine& engine() noexcept { return *engine_; }
+  std::unique_ptr<Engine> engine_;
 };
 
 }  // namespace rbt::transport::coherence

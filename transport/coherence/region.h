@@ -9,11 +9,8 @@
 // blocked, at most RegionOptions::acknowledge_max. restore: watch and register the same addresses again, with new keys.
 // docs/coherence.md has the why, and what cannot be seen.
 
-#include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -26,6 +23,7 @@
 namespace rbt::transport::coherence {
 
 class Monitor;
+struct RegionBody;
 
 [[nodiscard]] std::string_view name(RegionState state) noexcept;
 
@@ -96,7 +94,8 @@ class Region {
   void restore_when_possible();
   /// For the owner that is about to change the mapping itself: returns when the region is fenced, or an error: then it
   /// is gone. Takes drain_max at most, plus the time to deregister, acknowledge_max in all. Not from a thread whose own
-  /// requests are in flight on it, unless their connections may be lost. Then change the mapping, then restore().
+  /// requests are in flight on it, unless their connections may be lost. Then change the mapping, then restore(); it does
+  /// not restore by itself before that. Threads::manual: only begins, and says `timed_out`.
   [[nodiscard]] Result<void> invalidate();
   /// invalidate(), `mapping_change()`, restore().
   template <typename MappingChange>
@@ -114,16 +113,11 @@ class Region {
   friend class Use;
   Region(Monitor& monitor, Registration& registration, std::vector<std::unique_ptr<Watch>> watches,
          RegionOptions options);
-  void attach(Use& use) noexcept;
-  void detach(Use& use) noexcept;
-  struct Body;
 
   RegionWord word_;
-  Monitor& monitor_;
-  Registration& registration_;
-  std::vector<std::unique_ptr<Watch>> watches_;
   RegionOptions options_;
-  std::unique_ptr<Body> body_;
+  Monitor& monitor_;
+  std::unique_ptr<RegionBody> body_;
 };
 
 }  // namespace rbt::transport::coherence

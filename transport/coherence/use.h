@@ -20,9 +20,11 @@
 
 namespace rbt::transport::coherence {
 
+class Engine;
 class Region;
 class Use;
 class User;
+struct RegionBody;
 
 /// coherent -> quiescing -> fenced -> restoring -> coherent, or gone. Transitions: region.h.
 enum class RegionState : std::uint8_t {
@@ -85,7 +87,7 @@ class User {
 
  private:
   friend class Use;
-  friend class Region;
+  friend struct RegionBody;
   void ring() noexcept;  // the monitor's threads
   UserHandler& handler_;
   int descriptor_;
@@ -101,7 +103,7 @@ class alignas(64) Use {
   Use& operator=(const Use&) = delete;
 
   /// Before a request that names the region's memory is posted. Not granted: the region is not coherent; take the
-  /// copying path, or wait for on_region_coherent(). Granted: the region's keys (RegisteredMemory::in()) hold until leave().
+  /// copying path, or wait for on_region_coherent(). Granted: its keys (RegisteredMemory::keys()) hold until leave().
   [[nodiscard]] Pass enter() noexcept {
     in_flight_.store(in_flight_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     barrier();
@@ -122,8 +124,9 @@ class alignas(64) Use {
   [[nodiscard]] Region& region() const noexcept { return region_; }
 
  private:
-  friend class Region;
+  friend class Engine;
   friend class User;
+  friend struct RegionBody;
   // Written by the user's thread only. Released so that the monitor, when it acquires a zero, has everything that the
   // request did with the region's keys behind it.
   void count_out() noexcept {

@@ -26,8 +26,8 @@ enum class Change : std::uint8_t {
 /// that arm() may run beside changing() and acknowledge().
 ///
 /// The monitor's thread must not wait for anybody who may be waiting for it. Whoever changes a mapping may hold any lock
-/// of the process, malloc's for one: so changing() and acknowledge() take no lock, allocate nothing, log nothing and touch
-/// no memory that could be watched.
+/// of the process, malloc's for one: so changing() and acknowledge() take no such lock, allocate nothing, log nothing and
+/// change no mapping. (Reading and writing watched memory is harmless: no source catches faults.)
 class Watch {
  public:
   virtual ~Watch() = default;
