@@ -40,7 +40,8 @@ class LoopbackDomain final : public AdapterDomain {
     domain_ = ibv_alloc_pd(context_);
     completions_ = ibv_create_cq(context_, 16, nullptr, nullptr, 0);
     REQUIRE((domain_ != nullptr && completions_ != nullptr));
-    scratch_region_ = ibv_reg_mr(domain_, scratch_.data(), scratch_.size(), IBV_ACCESS_LOCAL_WRITE);
+    const int local = IBV_ACCESS_LOCAL_WRITE;  // an int: ibv_reg_mr is a macro, and clang minds its mixed enumerations
+    scratch_region_ = ibv_reg_mr(domain_, scratch_.data(), scratch_.size(), local);
     REQUIRE(scratch_region_ != nullptr);
     find_gid();
     connect();
@@ -54,8 +55,8 @@ class LoopbackDomain final : public AdapterDomain {
     ibv_close_device(context_);
   }
   Result<std::unique_ptr<MemoryRegion>> register_memory(const MemorySpan& memory, RemoteAccess) override {
-    ibv_mr* const region = ibv_reg_mr(domain_, memory.data, memory.size,
-                                      IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE);
+    const int access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE;
+    ibv_mr* const region = ibv_reg_mr(domain_, memory.data, memory.size, access);
     if (region == nullptr) return errno_failure(errno, "ibv_reg_mr");
     memory_ = memory.data;
     rkey_ = region->rkey;
