@@ -56,6 +56,7 @@ void Command::start(const transport::ReceivedMessage& message) {
     return;
   }
   plan_ = *plan;
+  hold(plan_.ns);
   acquire();
 }
 
@@ -108,7 +109,7 @@ void Command::acquire() {
   lease_.range = plan_.range;
   lease_.path_mtu = connection_->limits().path_mtu;
   lease_.intent = nvme::data_direction(sqe_) == nvme::Direction::to_host ? Intent::read : Intent::write;
-  const Progress progress = store_queue(*plan_.ns).acquire(lease_, *this);
+  const Progress progress = plan_.ns->queue().acquire(lease_, *this);
   if (progress.pending) {
     store_call_ = StoreCall::acquire;
     return;
@@ -249,6 +250,7 @@ void Command::on_posted_done(std::uint32_t sends, std::uint32_t reads) {
 
 void Command::finished() {
   release_memory();
+  hold(nullptr);
   advance(CommandState::free);
   connection_->reuse(*this);
 }
@@ -260,6 +262,7 @@ void Command::on_store_done(StoreStatus status) {
   if (call == StoreCall::acquire && status == StoreStatus::ok) owns_lease_ = true;
   if (state_ == CommandState::abandoned) {
     release_memory();
+    hold(nullptr);
     advance(CommandState::free);
     connection_->forget(*this);
     return;
@@ -288,6 +291,7 @@ bool Command::abandon() {
   release_message();
   if (store_call_ != StoreCall::none) return true;
   release_memory();
+  hold(nullptr);
   advance(CommandState::free);
   return false;
 }
@@ -298,8 +302,13 @@ Controller& Command::controller() const noexcept {
   return *connection_->controller();
 }
 
-StoreQueue& Command::store_queue(const Namespace& ns) const noexcept {
-  return connection_->reactor().store_queue(ns);
+const NamespaceTable& Command::namespaces() const noexcept {
+  return connection_->namespaces();
+}
+
+void Command::hold(ServedNamespace* ns) noexcept {
+  if (ns != nullptr) ns->enter();
+  if (ServedNamespace* const before = std::exchange(held_, ns)) before->leave();
 }
 
 Step Command::store(Progress progress) noexcept {
@@ -328,7 +337,7 @@ void Command::release_message() noexcept {
 }
 
 void Command::release_memory() noexcept {
-  if (std::exchange(owns_lease_, false)) store_queue(*plan_.ns).release(lease_);
+  if (std::exchange(owns_lease_, false)) plan_.ns->queue().release(lease_);
   // Others may be waiting for it and run from within free(): this command must not look as if it had it still.
   if (!buffer_.empty()) connection_->reactor().buffers().free(std::exchange(buffer_, {}));
 }
@@ -344,7 +353,7 @@ void Command::write_response() noexcept {
 
 void Command::account() noexcept {
   if (plan_.ns != nullptr) {
-    NamespaceCounters& counters = plan_.ns->counters(connection_->reactor().index());
+    NamespaceCounters& counters = plan_.ns->counters();
     if (!status_.ok()) {
       count(counters.errors);
     } else if (plan_.memory != Plan::Memory::blocks) {

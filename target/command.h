@@ -9,8 +9,8 @@
 #include "common/nvme/status.h"
 #include "common/units.h"
 #include "target/command_state.h"
+#include "target/namespace_table.h"
 #include "target/store/store.h"
-#include "target/subsystem.h"
 #include "target/transfer.h"
 #include "transport/memory/buffer_pool.h"
 #include "transport/work.h"
@@ -33,7 +33,7 @@ struct Plan {
   bool more_tolerated = false;
   std::uint32_t bytes = 0;        ///< of data to move
   std::uint32_t extra_bytes = 0;  ///< of buffer behind the data, for the operation's own use
-  const Namespace* ns = nullptr;  ///< of I/O commands for one namespace
+  ServedNamespace* ns = nullptr;  ///< of I/O commands for one namespace
   BlockRange range = {};
   Durability durability = Durability::cached;
 };
@@ -77,7 +77,13 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
     return buffer_.subspan(buffer_.size() - plan_.extra_bytes);
   }
   [[nodiscard]] Lease& lease() noexcept { return lease_; }
-  [[nodiscard]] StoreQueue& store_queue(const Namespace& ns) const noexcept;
+  /// The namespaces of its controller's subsystem, as this reactor serves them. Not for Connect.
+  [[nodiscard]] const NamespaceTable& namespaces() const noexcept;
+  /// Uses `ns` (null: none) from now on, in place of any other: as long as that is so it does not go.
+  void hold(ServedNamespace* ns) noexcept;
+  [[nodiscard]] const ServedNamespace* held() const noexcept { return held_; }
+  /// A store owes an answer.
+  [[nodiscard]] bool in_store() const noexcept { return store_call_ != StoreCall::none; }
   void set_result(std::uint64_t result) noexcept { result_ = result; }
   /// For operations of several store operations: how far they got. 0 at first.
   [[nodiscard]] std::uint32_t& progress() noexcept { return progress_; }
@@ -132,6 +138,7 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   nvme::SubmissionQueueEntry sqe_;
   nvme::DataPointer data_;
   Plan plan_;
+  ServedNamespace* held_ = nullptr;
   Transfer transfer_;
   Lease lease_;
   std::span<std::byte> buffer_;

@@ -288,6 +288,7 @@ void Connection::reuse(Command& command) {
 
 void Connection::join(Controller& controller, const QueueTerms& terms) {
   controller_ = &controller;
+  namespaces_ = &reactor_.namespaces(controller.subsystem());
   terms_ = terms;
   state_ = ConnectionState::live;
   half_open_.cancel();

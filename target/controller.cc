@@ -27,15 +27,25 @@ std::uint64_t ErrorLog::total() const noexcept {
   return total_;
 }
 
-Controller::Controller(Identity identity, const Subsystem& subsystem, std::uint32_t queue_entries_max,
-                       std::uint32_t io_queues_max, transport::TimerQueue& timers, const Clock& clock,
-                       std::function<void()> on_expired)
+namespace {
+
+// A discovery controller has no I/O queues.
+Controller::Offer fitting(Controller::Offer offer, ControllerKind kind) noexcept {
+  if (kind == ControllerKind::discovery) offer.io_queues_max = 0;
+  return offer;
+}
+
+}  // namespace
+
+Controller::Controller(Identity identity, const Subsystem& subsystem, const Offer& offer, transport::TimerQueue& timers,
+                       const Clock& clock, std::function<void()> on_expired)
     : identity_(std::move(identity)),
       subsystem_(subsystem),
-      io_queues_max_(subsystem.kind() == ControllerKind::discovery ? 0 : io_queues_max),
+      offer_(fitting(offer, subsystem.kind())),
       clock_(clock),
-      io_queues_granted_(io_queues_max_),
-      registers_(subsystem.kind(), queue_entries_max),
+      write_cache_(offer.write_cache),
+      io_queues_granted_(offer_.io_queues_max),
+      registers_(subsystem.kind(), offer.queue_entries_max),
       on_expired_(std::move(on_expired)),
       timer_(timers, [this] { on_timer(); }) {
   held_events_.reserve(kHeldEventsMax);
@@ -45,8 +55,9 @@ nvme::Expected<Registers::Effect> Controller::set_property(const nvme::PropertyA
   const auto effect = registers_.set(access);
   if (effect == Registers::Effect::reset) {
     features_ = Features{};
-    set_write_cache(true);
-    grant_io_queues(io_queues_max_);
+    changed_namespaces_.clear();  // it reads them all anew
+    set_write_cache(offer_.write_cache);
+    grant_io_queues(offer_.io_queues_max);
   }
   // Base 2.0, 3.9.2: the timer starts anew when the controller is enabled.
   if (effect == Registers::Effect::enabled) set_keep_alive(keep_alive_);

@@ -12,6 +12,7 @@
 #include "common/nvme/nqn.h"
 #include "common/nvme/status.h"
 #include "common/units.h"
+#include "target/admin/changed_namespaces.h"
 #include "target/registers.h"
 #include "target/subsystem.h"
 #include "transport/reactor/timer.h"
@@ -61,10 +62,16 @@ class Controller {
     nvme::HostId host_id;
   };
 
+  /// What it says of itself to its host, for good.
+  struct Offer {
+    std::uint32_t queue_entries_max;
+    std::uint32_t io_queues_max;
+    bool write_cache;  ///< some namespace has a volatile one
+  };
+
   /// `on_expired` is called on the home reactor when the host has been silent for the keep-alive timeout.
-  Controller(Identity identity, const Subsystem& subsystem, std::uint32_t queue_entries_max,
-             std::uint32_t io_queues_max, transport::TimerQueue& timers, const Clock& clock,
-             std::function<void()> on_expired);
+  Controller(Identity identity, const Subsystem& subsystem, const Offer& offer, transport::TimerQueue& timers,
+             const Clock& clock, std::function<void()> on_expired);
 
   // Any thread.
   [[nodiscard]] const Identity& identity() const noexcept { return identity_; }
@@ -78,11 +85,16 @@ class Controller {
   void note_traffic() noexcept {
     if (!traffic_.load(std::memory_order_relaxed)) traffic_.store(true, std::memory_order_relaxed);
   }
-  /// Volatile write cache, feature 06h. Off: every write is made durable before it is answered.
+  /// Volatile write cache, feature 06h. Off: every write is made durable before it is answered. It is off for good if
+  /// Identify Controller has not told of one, because then the host does not flush: a namespace with a cache may have come
+  /// later.
   [[nodiscard]] bool write_cache_enabled() const noexcept { return write_cache_.load(std::memory_order_relaxed); }
   [[nodiscard]] std::uint32_t io_queues_granted() const noexcept {
     return io_queues_granted_.load(std::memory_order_relaxed);
   }
+
+  /// VWC of Identify Controller, feature 06h exists.
+  [[nodiscard]] bool offers_write_cache() const noexcept { return offer_.write_cache; }
 
   // Home.
   [[nodiscard]] const Registers& registers() const noexcept { return registers_; }
@@ -91,7 +103,7 @@ class Controller {
   [[nodiscard]] Features& features() noexcept { return features_; }
   void set_write_cache(bool enabled) noexcept { write_cache_.store(enabled, std::memory_order_relaxed); }
   void grant_io_queues(std::uint32_t count) noexcept { io_queues_granted_.store(count, std::memory_order_relaxed); }
-  [[nodiscard]] std::uint32_t io_queues_max() const noexcept { return io_queues_max_; }
+  [[nodiscard]] std::uint32_t io_queues_max() const noexcept { return offer_.io_queues_max; }
 
   /// 0: off, except that a discovery controller then gets two minutes: nothing else would ever end it.
   void set_keep_alive(std::chrono::milliseconds timeout);
@@ -100,24 +112,26 @@ class Controller {
 
   /// Asynchronous Event Requests without an event, at most kHeldEventsMax.
   [[nodiscard]] std::vector<Command*>& held_events() noexcept { return held_events_; }
+  [[nodiscard]] ChangedNamespaces& changed_namespaces() noexcept { return changed_namespaces_; }
 
  private:
   void on_timer();
 
   const Identity identity_;
   const Subsystem& subsystem_;
-  const std::uint32_t io_queues_max_;
+  const Offer offer_;
   const Clock& clock_;
   ErrorLog error_log_;
   std::atomic<bool> ready_{false};
   std::atomic<bool> traffic_{false};  // set by every queue, cleared by the timer
-  std::atomic<bool> write_cache_{true};
+  std::atomic<bool> write_cache_;
   std::atomic<std::uint32_t> io_queues_granted_;
 
   Registers registers_;
   Features features_;
   std::chrono::milliseconds keep_alive_{0};
   std::vector<Command*> held_events_;
+  ChangedNamespaces changed_namespaces_;
   std::function<void()> on_expired_;
   transport::Timer timer_;
 };

@@ -1,13 +1,17 @@
 #pragma once
 // What the parts of one target share. Configured before the start; after that only what is marked changes.
 
+#include <algorithm>
 #include <atomic>
+#include <future>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "common/uri.h"
 #include "target/controller_table.h"
+#include "target/namespaces.h"
 #include "target/reactor_context.h"
 #include "target/subsystem.h"
 #include "target/target.h"
@@ -48,9 +52,13 @@ struct Core {
   const TargetLimits limits;
   std::vector<std::unique_ptr<Subsystem>> subsystems;  ///< the first is the discovery subsystem
   std::vector<ListenAddress> addresses;
-  std::size_t namespaces = 0;
+  Namespaces namespaces{*this};  ///< thread-safe; outlives the reactors' ways into the stores
   std::vector<std::unique_ptr<ReactorContext>> reactors;
   Instant started{};
+
+  std::atomic<bool> serving{false};          ///< set by start(), for good
+  std::atomic<bool> threads_running{false};  ///< of our own; written by start() and stop()
+  std::vector<std::thread::id> threads;      ///< of our own; written by start() before it sets threads_running
 
   Gate gate;                                           // thread-safe
   ControllerTable controllers;                         // thread-safe
@@ -62,6 +70,29 @@ struct Core {
     for (const auto& subsystem : subsystems)
       if (subsystem->nqn() == nqn) return subsystem.get();
     return nullptr;
+  }
+
+  /// The caller is one of our own threads: waiting for a reactor would be waiting for itself.
+  [[nodiscard]] bool on_own_thread() const noexcept {
+    return threads_running.load(std::memory_order_acquire) &&
+           std::find(threads.begin(), threads.end(), std::this_thread::get_id()) != threads.end();
+  }
+  /// Runs `body` for every reactor, on its thread if that is ours, and waits for all of them.
+  template <typename Body>
+  void on_each_reactor(const Body& body) {
+    if (!threads_running.load(std::memory_order_acquire)) {
+      for (const auto& reactor : reactors)
+        body(*reactor);
+      return;
+    }
+    std::vector<std::promise<void>> done(reactors.size());
+    for (std::size_t i = 0; i < done.size(); ++i)
+      reactors[i]->post([&body, &promise = done[i], reactor = reactors[i].get()] {
+        body(*reactor);
+        promise.set_value();
+      });
+    for (auto& promise : done)
+      promise.get_future().wait();
   }
 };
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "target/admin/admin.h"
 #include "target/core.h"
 
 namespace rbt::target {
@@ -12,6 +13,8 @@ namespace {
 
 constexpr Duration kLogInterval = std::chrono::seconds(1);
 constexpr Duration kDrainStep = std::chrono::milliseconds(5);
+// A removed namespace: how long hosts may take to fetch and take what its commands move, and how often it is looked after.
+constexpr Duration kLeaveBound = std::chrono::seconds(5);
 constexpr std::size_t kCapsuleBytes = sizeof(nvme::SubmissionQueueEntry);
 
 template <std::size_t... Index>
@@ -55,11 +58,13 @@ ReactorContext::ReactorContext(Core& core, transport::Reactor& reactor, std::siz
       reactor_(reactor),
       index_(index),
       log_limits_(make_log_limits(std::make_index_sequence<kLogCauses>())),
-      drain_timer_(reactor.timers(), [this] { drain_step(); }) {}
+      drain_timer_(reactor.timers(), [this] { drain_step(); }),
+      leave_timer_(reactor.timers(), [this] { leave_step(); }) {}
 
 ReactorContext::~ReactorContext() {
   check(connections_.empty(), "a reactor's connections end before it does");
   buried_.clear();
+  check(leaving_.empty(), "a reactor's namespaces are gone before it is");
   close_stores();
   groups_.clear();
 }
@@ -144,21 +149,97 @@ void ReactorContext::bury(Connection& connection) {
   });
 }
 
-Result<void> ReactorContext::prepare(const Subsystem& subsystem, transport::ProtectionDomain& domain,
-                                     std::uint32_t path_mtu) {
-  if (store_queues_.size() < core_.namespaces) store_queues_.resize(core_.namespaces);
-  for (const Namespace* ns : subsystem.namespaces()) {
-    const auto where = [&] { return fmt::format("namespace {} ({})", ns->nsid().value(), ns->store().spec()); };
-    if (auto prepared = ns->store().prepare(domain, path_mtu); !prepared)
-      return failure(std::move(prepared.error()).within(where()));
-    auto& queue = store_queues_[ns->index()];
-    if (queue != nullptr) continue;
-    auto opened = ns->store().open_queue({reactor_, *buffers_, &io_});
-    if (!opened) return failure(std::move(opened.error()).within(where()));
-    queue = std::move(*opened);
-  }
-  return {};
+// ---- Namespaces: they come and go by messages ----
+
+NamespaceTable& ReactorContext::namespaces(const Subsystem& subsystem) {
+  if (namespaces_.size() <= subsystem.index()) namespaces_.resize(subsystem.index() + 1);
+  auto& table = namespaces_[subsystem.index()];
+  if (table == nullptr) table = std::make_unique<NamespaceTable>();
+  return *table;
 }
+
+Result<void> ReactorContext::attach(Namespace& ns) {
+  return namespaces(ns.subsystem()).add(std::make_unique<ServedNamespace>(ns, *this));
+}
+
+void ReactorContext::detach(const Namespace& ns, std::function<void()> gone) {
+  NamespaceTable& table = namespaces(ns.subsystem());
+  const ServedNamespace* const here = table.find(ns.nsid());
+  // Not here: it could not be added, and maybe another one has its NSID.
+  auto taken = here != nullptr && &here->shared() == &ns ? table.take(ns.nsid()) : nullptr;
+  if (taken == nullptr || taken->commands() == 0) {
+    taken.reset();
+    gone();
+    return;
+  }
+  core_.gate.enter();
+  taken->set_leaving();
+  leaving_.push_back({std::move(taken), std::move(gone), reactor_.clock().now() + kLeaveBound});
+  if (!leave_timer_.armed()) leave_timer_.arm(leaving_.back().deadline);
+}
+
+// Not at once: a store queue is not destroyed from within its own calls.
+void ReactorContext::release_later(ServedNamespace& ns) {
+  post([this, &ns] {
+    const auto found =
+        std::find_if(leaving_.begin(), leaving_.end(), [&](const Leaving& each) { return each.ns.get() == &ns; });
+    check(found != leaving_.end(), "a namespace leaves once");
+    Leaving done = std::move(*found);
+    leaving_.erase(found);
+    if (leaving_.empty()) leave_timer_.cancel();
+    done.ns.reset();
+    done.gone();
+    core_.gate.leave();
+  });
+}
+
+void ReactorContext::leave_step() {
+  const Instant now = reactor_.clock().now();
+  for (Leaving& each : leaving_) {
+    if (now < each.deadline) continue;
+    each.deadline = now + kLeaveBound;
+    const std::size_t in_store = end_waits_for_hosts(*each.ns);
+    if (in_store > 0)
+      warn(LogCause::leaving,
+           "{} was removed, but {} of its commands have not come back from the store; it goes when they do",
+           each.ns->shared().who(), in_store);
+  }
+  if (!leaving_.empty()) leave_timer_.arm(now + kLeaveBound);
+}
+
+// Connections whose hosts keep commands of `ns` from ending are closed. Returns how many commands only the store can end.
+std::size_t ReactorContext::end_waits_for_hosts(const ServedNamespace& ns) {
+  std::size_t in_store = 0;
+  for (const auto& [id, connection] : connections_) {  // fail() changes no table: the connections go later
+    bool host_waited_for = false;
+    for (const Command& command : connection->commands()) {
+      if (command.held() != &ns) continue;
+      command.in_store() ? static_cast<void>(++in_store) : static_cast<void>(host_waited_for = true);
+    }
+    if (host_waited_for && !connection->ended())
+      connection->fail(fmt::format("{} was removed {} s ago, and this host has not let its commands end",
+                                   ns.shared().who(),
+                                   std::chrono::duration_cast<std::chrono::seconds>(kLeaveBound).count()));
+  }
+  return in_store;
+}
+
+void ReactorContext::set_geometry(const Subsystem& subsystem, Nsid nsid, const Geometry& geometry) {
+  if (ServedNamespace* const ns = namespaces(subsystem).find(nsid)) ns->set_geometry(geometry);
+}
+
+void ReactorContext::note_change(const Subsystem& subsystem, Nsid nsid) {
+  for (const auto& [id, connection] : connections_) {  // sending an event changes no table
+    Controller* const controller = connection->controller();
+    if (controller == nullptr || connection->terms().qid != Qid(0) || connection->ended() ||
+        &controller->subsystem() != &subsystem)
+      continue;
+    controller->changed_namespaces().note(nsid);
+    send_due_event(*controller);
+  }
+}
+
+// ---- The end ----
 
 void ReactorContext::drain(Instant deadline) {
   drain_deadline_ = drain_timer_.armed() ? std::min(drain_deadline_, deadline) : deadline;

@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -12,6 +13,7 @@
 #include "common/nvme/connect_private_data.h"
 #include "target/connection.h"
 #include "target/controller_table.h"
+#include "target/namespace_table.h"
 #include "target/store/io_engine.h"
 #include "target/subsystem.h"
 #include "target/target.h"
@@ -23,8 +25,8 @@ namespace rbt::target {
 struct Core;
 
 /// What is logged at most once a second per reactor, each counted apart.
-enum class LogCause : std::uint8_t { refused, connect_failed, command_failed, connection_failed, peer_gone };
-inline constexpr std::size_t kLogCauses = 5;
+enum class LogCause : std::uint8_t { refused, connect_failed, command_failed, connection_failed, peer_gone, leaving };
+inline constexpr std::size_t kLogCauses = 6;
 
 /// A fabric on this reactor.
 class FabricGroup final : public transport::CompletionHandler {
@@ -65,6 +67,7 @@ class ReactorContext {
   [[nodiscard]] Core& core() const noexcept { return core_; }
   [[nodiscard]] transport::Reactor& reactor() const noexcept { return reactor_; }
   [[nodiscard]] transport::BufferPool& buffers() const noexcept { return *buffers_; }
+  [[nodiscard]] StoreQueueContext store_queue_context() noexcept { return {reactor_, *buffers_, &io_}; }
   [[nodiscard]] std::size_t index() const noexcept { return index_; }
   /// Before the threads run. The same fabric twice is one group.
   [[nodiscard]] Result<FabricGroup*> open_fabric(transport::Fabric& fabric);
@@ -73,17 +76,24 @@ class ReactorContext {
               const nvme::CmRequest& wanted);
   /// The connection has ended and owns nothing any more: it is destroyed soon.
   void bury(Connection& connection);
-  /// Makes every namespace of `subsystem` usable here and through `domain` by a connection of that path MTU.
-  [[nodiscard]] Result<void> prepare(const Subsystem& subsystem, transport::ProtectionDomain& domain,
-                                     std::uint32_t path_mtu);
-  /// After prepare() for its subsystem.
-  [[nodiscard]] StoreQueue& store_queue(const Namespace& ns) noexcept { return *store_queues_[ns.index()]; }
+  /// Lives as long as this.
+  [[nodiscard]] NamespaceTable& namespaces(const Subsystem& subsystem);
+  /// `ns` is served here from now on. Errors: the store's; it is not, then.
+  [[nodiscard]] Result<void> attach(Namespace& ns);
+  /// No command finds `ns` here any more. `gone` is called, now or later, when none uses it and its store queue is closed;
+  /// also if it never was here.
+  void detach(const Namespace& ns, std::function<void()> gone);
+  void set_geometry(const Subsystem& subsystem, Nsid nsid, const Geometry& geometry);
+  /// Tells the hosts whose admin queue is here.
+  void note_change(const Subsystem& subsystem, Nsid nsid);
+  /// The last command has left a namespace that is leaving; called from the command's own functions.
+  void release_later(ServedNamespace& ns);
   /// Lets what is in flight finish until `deadline`, then closes all.
   void drain(Instant deadline);
   [[nodiscard]] ReactorStatistics statistics() const;
   /// Frees what must be freed on this thread: no connection is left.
   void close_stores() noexcept {
-    store_queues_.clear();
+    namespaces_.clear();
     io_.reset();
   }
 
@@ -98,8 +108,15 @@ class ReactorContext {
   }
 
  private:
+  struct Leaving {
+    std::unique_ptr<ServedNamespace> ns;
+    std::function<void()> gone;
+    Instant deadline;
+  };
   ReactorContext(Core& core, transport::Reactor& reactor, std::size_t index);
   void drain_step();
+  void leave_step();
+  std::size_t end_waits_for_hosts(const ServedNamespace& ns);
   void write_log(RateLimit& limit, LogLevel level, std::string message);
 
   Core& core_;
@@ -107,8 +124,9 @@ class ReactorContext {
   const std::size_t index_;
   std::unique_ptr<transport::BufferPool> buffers_;
   std::vector<std::unique_ptr<FabricGroup>> groups_;
-  std::unique_ptr<IoEngine> io_;                           // of all file stores here; null until one has asked for it
-  std::vector<std::unique_ptr<StoreQueue>> store_queues_;  // by Namespace::index(); null until prepared
+  std::unique_ptr<IoEngine> io_;                             // of all file stores here; null until one has asked for it
+  std::vector<std::unique_ptr<NamespaceTable>> namespaces_;  // by Subsystem::index(); null until wanted
+  std::vector<Leaving> leaving_;
   std::unordered_map<std::uint64_t, std::unique_ptr<Connection>> connections_;
   std::vector<std::unique_ptr<Connection>> buried_;
   std::uint64_t last_id_ = 0;
@@ -116,6 +134,7 @@ class ReactorContext {
   std::atomic<std::uint32_t> load_{0};
   Instant drain_deadline_{};
   transport::Timer drain_timer_;
+  transport::Timer leave_timer_;  // runs while a namespace is leaving
 };
 
 }  // namespace rbt::target

@@ -1,5 +1,7 @@
 #include "target/subsystem.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 namespace rbt::target {
@@ -24,13 +26,26 @@ NamespaceTotals& NamespaceTotals::operator+=(const NamespaceTotals& totals) noex
   return *this;
 }
 
-Namespace::Namespace(Nsid nsid, std::size_t index, std::unique_ptr<Store> store, std::size_t reactors)
-    : nsid_(nsid),
-      index_(index),
+Namespace::Namespace(Nsid nsid, const Subsystem& subsystem, std::unique_ptr<Store> store, std::size_t reactors)
+    : geometry(store->geometry()),
+      nsid_(nsid),
+      subsystem_(subsystem),
       store_(std::move(store)),
-      geometry_(store_->geometry()),
       reactors_(reactors),
       counters_(std::make_unique<NamespaceCounters[]>(reactors)) {}
+
+Namespace::~Namespace() {
+  if (store_ != nullptr) static_cast<void>(take_store());
+}
+
+std::unique_ptr<Store> Namespace::take_store() noexcept {
+  store_->observe(nullptr);
+  return std::move(store_);
+}
+
+std::string Namespace::who() const {
+  return fmt::format("namespace {} ({}) of {}", nsid_.value(), store_->spec(), subsystem_.nqn().text());
+}
 
 NamespaceTotals Namespace::totals() const noexcept {
   NamespaceTotals totals;
@@ -43,27 +58,6 @@ bool Subsystem::allows(const nvme::Nqn& host) const noexcept {
   if (description_.allow_any_host) return true;
   const auto& hosts = description_.allowed_hosts;
   return std::find(hosts.begin(), hosts.end(), host) != hosts.end();
-}
-
-std::optional<Nsid> Subsystem::free_nsid() const noexcept {
-  for (std::uint32_t nsid = 1; nsid <= kNsidMax; ++nsid)
-    if (find(Nsid(nsid)) == nullptr) return Nsid(nsid);
-  return std::nullopt;
-}
-
-bool Subsystem::has_write_cache() const noexcept {
-  return std::any_of(ascending_.begin(), ascending_.end(),
-                     [](const Namespace* ns) { return ns->geometry().write_cache; });
-}
-
-void Subsystem::add(std::unique_ptr<Namespace> ns) {
-  const std::uint32_t nsid = ns->nsid().value();
-  if (by_nsid_.size() < nsid) by_nsid_.resize(nsid, nullptr);
-  by_nsid_[nsid - 1] = ns.get();
-  ascending_.clear();
-  for (const Namespace* each : by_nsid_)
-    if (each != nullptr) ascending_.push_back(each);
-  owned_.push_back(std::move(ns));
 }
 
 }  // namespace rbt::target

@@ -1,12 +1,9 @@
 #pragma once
-// Who is served what: subsystems and their namespaces. Built before the target starts, unchanged after: any thread reads.
+// Who is served what: subsystems and their namespaces.
 
-#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -16,6 +13,8 @@
 #include "target/store/store.h"
 
 namespace rbt::target {
+
+class Subsystem;
 
 /// One reactor's counters of one namespace: written by that reactor, read by any thread as a snapshot (relaxed: each
 /// number for itself is right, together they may be of slightly different moments).
@@ -38,32 +37,42 @@ struct NamespaceTotals {
   NamespaceTotals& operator+=(const NamespaceTotals& totals) noexcept;
 };
 
+/// A namespace as all reactors share it: what does not change while it is there, and the counters. Each reactor has its own
+/// way to it (namespace_table.h). Owned by Namespaces (namespaces.h).
 class Namespace {
  public:
-  /// `index`: its place among all namespaces of the target. `reactors`: how many will count.
-  Namespace(Nsid nsid, std::size_t index, std::unique_ptr<Store> store, std::size_t reactors);
+  /// `reactors`: how many will count.
+  Namespace(Nsid nsid, const Subsystem& subsystem, std::unique_ptr<Store> store, std::size_t reactors);
+  ~Namespace();
 
+  // Any thread.
   [[nodiscard]] Nsid nsid() const noexcept { return nsid_; }
-  [[nodiscard]] std::size_t index() const noexcept { return index_; }
+  [[nodiscard]] const Subsystem& subsystem() const noexcept { return subsystem_; }
   [[nodiscard]] Store& store() const noexcept { return *store_; }
-  /// As it was when the namespace was added.
-  [[nodiscard]] const Geometry& geometry() const noexcept { return geometry_; }
   [[nodiscard]] const Identity& identity() const noexcept { return store_->identity(); }
   [[nodiscard]] NamespaceCounters& counters(std::size_t reactor) const noexcept { return counters_[reactor]; }
   [[nodiscard]] NamespaceTotals totals() const noexcept;
+  /// For messages: "namespace 1 (ram:size=1GiB) of nqn.…".
+  [[nodiscard]] std::string who() const;
+
+  /// What hosts are told of its size; guarded by its owner.
+  Geometry geometry;
+  /// The end of it: no reactor uses the store any more.
+  [[nodiscard]] std::unique_ptr<Store> take_store() noexcept;
 
  private:
   Nsid nsid_;
-  std::size_t index_;
+  const Subsystem& subsystem_;
   std::unique_ptr<Store> store_;
-  Geometry geometry_;
   std::size_t reactors_;
   std::unique_ptr<NamespaceCounters[]> counters_;
 };
 
+/// What hosts connect to. Built before the target starts, unchanged after: any thread reads.
 class Subsystem {
  public:
-  static constexpr std::uint32_t kNsidMax = 1024;
+  /// The highest NSID, and the most namespaces (NN and MNAN of Identify Controller).
+  static constexpr std::uint32_t kNsidMax = 4096;
 
   struct Description {
     nvme::Nqn nqn;
@@ -73,36 +82,19 @@ class Subsystem {
     std::string serial;
     std::string model;
   };
-  explicit Subsystem(Description description) : description_(std::move(description)) {}
+  /// `index`: its place among the target's subsystems.
+  Subsystem(std::size_t index, Description description) : index_(index), description_(std::move(description)) {}
 
+  [[nodiscard]] std::size_t index() const noexcept { return index_; }
   [[nodiscard]] const nvme::Nqn& nqn() const noexcept { return description_.nqn; }
   [[nodiscard]] ControllerKind kind() const noexcept { return description_.kind; }
   [[nodiscard]] const std::string& serial() const noexcept { return description_.serial; }
   [[nodiscard]] const std::string& model() const noexcept { return description_.model; }
   [[nodiscard]] bool allows(const nvme::Nqn& host) const noexcept;
 
-  /// Null if there is none.
-  [[nodiscard]] const Namespace* find(Nsid nsid) const noexcept {
-    // by subtraction: NSID 0 wraps to a number beyond every table
-    const std::uint32_t slot = nsid.value() - 1;
-    return slot < by_nsid_.size() ? by_nsid_[slot] : nullptr;
-  }
-  /// In ascending order of NSID.
-  [[nodiscard]] std::span<const Namespace* const> namespaces() const noexcept { return ascending_; }
-  /// The highest NSID in use: NN of Identify Controller. 0: no namespaces.
-  [[nodiscard]] std::uint32_t nsid_highest() const noexcept { return static_cast<std::uint32_t>(by_nsid_.size()); }
-  /// The lowest NSID not in use; nothing if all are.
-  [[nodiscard]] std::optional<Nsid> free_nsid() const noexcept;
-  [[nodiscard]] bool has_write_cache() const noexcept;
-
-  /// Before the start. `ns` is free in NSID.
-  void add(std::unique_ptr<Namespace> ns);
-
  private:
+  std::size_t index_;
   Description description_;
-  std::vector<std::unique_ptr<Namespace>> owned_;
-  std::vector<const Namespace*> by_nsid_;  // [nsid - 1]
-  std::vector<const Namespace*> ascending_;
 };
 
 }  // namespace rbt::target

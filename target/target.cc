@@ -1,8 +1,6 @@
 #include "target/target.h"
 
 #include <algorithm>
-#include <atomic>
-#include <future>
 #include <thread>
 #include <utility>
 
@@ -60,22 +58,10 @@ struct Target::Impl {
   explicit Impl(const TargetOptions& given) : options(given), core(given.clock, given.logger, given.limits) {}
 
   [[nodiscard]] bool own_reactors() const noexcept { return options.given_reactors.empty(); }
-  /// Runs `body` for every reactor, on its thread if that is ours.
-  template <typename Body>
-  void on_each_reactor(const Body& body) {
-    if (!running) {
-      for (const auto& reactor : core.reactors)
-        body(*reactor);
-      return;
-    }
-    std::vector<std::promise<void>> done(core.reactors.size());
-    for (std::size_t i = 0; i < done.size(); ++i)
-      core.reactors[i]->post([&body, &promise = done[i], reactor = core.reactors[i].get()] {
-        body(*reactor);
-        promise.set_value();
-      });
-    for (auto& promise : done)
-      promise.get_future().wait();
+  [[nodiscard]] bool running() const noexcept { return core.threads_running.load(std::memory_order_acquire); }
+  /// Of I/O; null if there is none.
+  [[nodiscard]] const Subsystem* find(const nvme::Nqn& nqn) const noexcept {
+    return nqn.is_discovery() ? nullptr : core.find(nqn);
   }
 
   TargetOptions options;
@@ -84,7 +70,6 @@ struct Target::Impl {
   std::vector<std::unique_ptr<Acceptor>> acceptors;
   std::vector<std::thread> threads;
   bool started = false;
-  std::atomic<bool> running{false};  // our threads; written by start() and stop()
 };
 
 Result<std::unique_ptr<Target>> Target::open(const TargetOptions& options) {
@@ -107,12 +92,13 @@ Result<std::unique_ptr<Target>> Target::open(const TargetOptions& options) {
     impl->core.reactors.push_back(std::move(*context));
   }
   impl->core.started = options.clock.now();
-  impl->core.subsystems.push_back(std::make_unique<Subsystem>(Subsystem::Description{.nqn = nvme::Nqn::discovery(),
-                                                                                     .kind = ControllerKind::discovery,
-                                                                                     .allow_any_host = true,
-                                                                                     .allowed_hosts = {},
-                                                                                     .serial = "rbt",
-                                                                                     .model = "rbt discovery"}));
+  impl->core.subsystems.push_back(
+      std::make_unique<Subsystem>(0, Subsystem::Description{.nqn = nvme::Nqn::discovery(),
+                                                            .kind = ControllerKind::discovery,
+                                                            .allow_any_host = true,
+                                                            .allowed_hosts = {},
+                                                            .serial = "rbt",
+                                                            .model = "rbt discovery"}));
   return std::unique_ptr<Target>(new Target(std::move(impl)));
 }
 
@@ -134,44 +120,38 @@ Result<void> Target::add_subsystem(const nvme::Nqn& nqn, const SubsystemOptions&
   if (auto ok = check_text("model", options.model, kModelMax); !ok) return fail_with(std::move(ok.error()));
   std::string serial = options.serial;
   if (serial.empty()) serial = fmt::format("{:016x}", impl_->options.random());
-  impl_->core.subsystems.push_back(
-      std::make_unique<Subsystem>(Subsystem::Description{.nqn = nqn,
-                                                         .kind = ControllerKind::io,
-                                                         .allow_any_host = options.allow_any_host,
-                                                         .allowed_hosts = options.allowed_hosts,
-                                                         .serial = std::move(serial),
-                                                         .model = options.model}));
+  impl_->core.subsystems.push_back(std::make_unique<Subsystem>(
+      impl_->core.subsystems.size(), Subsystem::Description{.nqn = nqn,
+                                                            .kind = ControllerKind::io,
+                                                            .allow_any_host = options.allow_any_host,
+                                                            .allowed_hosts = options.allowed_hosts,
+                                                            .serial = std::move(serial),
+                                                            .model = options.model}));
   return {};
 }
 
 Result<Nsid> Target::add_namespace(const nvme::Nqn& nqn, std::unique_ptr<Store> store, std::optional<Nsid> nsid) {
-  Core& core = impl_->core;
-  const auto fail_with = [&](ErrorKind kind, std::string_view why) {
-    return failure(kind, fmt::format("namespace {} of subsystem {}: {}", store->spec(), nqn.text(), why));
-  };
-  if (impl_->started) return fail_with(ErrorKind::in_use, "namespaces are added before the target starts");
-  const auto found = std::find_if(core.subsystems.begin(), core.subsystems.end(),
-                                  [&](const auto& each) { return each->nqn() == nqn; });
-  if (found == core.subsystems.end() || nqn.is_discovery())
-    return fail_with(ErrorKind::not_found, "no such subsystem; add it first");
-  Subsystem& subsystem = **found;
-  // Hosts match namespaces by identity across subsystems, and refuse a second one of the same.
-  for (const auto& other : core.subsystems)
-    for (const Namespace* ns : other->namespaces())
-      if (ns->identity() == store->identity())
-        return fail_with(ErrorKind::in_use,
-                         fmt::format("namespace {} ({}) of subsystem {} has the same NGUID and UUID; give one of them "
-                                     "its own",
-                                     ns->nsid().value(), ns->store().spec(), other->nqn().text()));
-  if (!nsid) nsid = subsystem.free_nsid();
-  if (!nsid) return fail_with(ErrorKind::resource, fmt::format("all {} NSIDs are in use", Subsystem::kNsidMax));
-  if (nsid->value() == 0 || nsid->value() > Subsystem::kNsidMax)
-    return fail_with(ErrorKind::invalid_argument,
-                     fmt::format("NSID {}, allowed are 1 to {}", nsid->value(), Subsystem::kNsidMax));
-  if (subsystem.find(*nsid) != nullptr)
-    return fail_with(ErrorKind::in_use, fmt::format("NSID {} is taken", nsid->value()));
-  subsystem.add(std::make_unique<Namespace>(*nsid, core.namespaces++, std::move(store), core.reactors.size()));
-  return *nsid;
+  const Subsystem* const subsystem = impl_->find(nqn);
+  if (subsystem == nullptr)
+    return failure(ErrorKind::not_found,
+                   fmt::format("adding namespace {}: no subsystem {}; add it first", store->spec(), nqn.text()));
+  return impl_->core.namespaces.add(*subsystem, std::move(store), nsid);
+}
+
+Result<void> Target::remove_namespace(const nvme::Nqn& nqn, Nsid nsid, NamespaceGone on_gone) {
+  const Subsystem* const subsystem = impl_->find(nqn);
+  if (subsystem == nullptr)
+    return failure(ErrorKind::not_found,
+                   fmt::format("removing namespace {}: no subsystem {}", nsid.value(), nqn.text()));
+  return impl_->core.namespaces.remove(*subsystem, nsid, std::move(on_gone));
+}
+
+Result<void> Target::refresh_namespace(const nvme::Nqn& nqn, Nsid nsid) {
+  const Subsystem* const subsystem = impl_->find(nqn);
+  if (subsystem == nullptr)
+    return failure(ErrorKind::not_found,
+                   fmt::format("refreshing namespace {}: no subsystem {}", nsid.value(), nqn.text()));
+  return impl_->core.namespaces.refresh(*subsystem, nsid);
 }
 
 Result<std::string> Target::listen(transport::Fabric& fabric, const Uri& address) {
@@ -190,15 +170,26 @@ Result<std::string> Target::listen(transport::Fabric& fabric, const Uri& address
 Result<void> Target::start() {
   if (impl_->started) return failure(ErrorKind::in_use, "starting a target: it has been started before");
   impl_->started = true;
+  Core& core = impl_->core;
+  core.namespaces.start();
+  core.serving.store(true, std::memory_order_release);
   if (!impl_->own_reactors()) return {};
+  // None runs before all of this is written.
   for (const auto& reactor : impl_->reactors)
-    impl_->threads.emplace_back([&reactor] { reactor->run(); });
-  impl_->running = true;
+    core.threads.push_back(impl_->threads
+                               .emplace_back([&core, &reactor] {
+                                 core.threads_running.wait(false, std::memory_order_acquire);
+                                 reactor->run();
+                               })
+                               .get_id());
+  core.threads_running.store(true, std::memory_order_release);
+  core.threads_running.notify_all();
   return {};
 }
 
 void Target::drain(Duration bound) {
-  if (impl_->own_reactors() && !impl_->running) return;  // nobody can have connected
+  impl_->core.namespaces.close();
+  if (impl_->own_reactors() && !impl_->running()) return;  // nobody can have connected
   impl_->core.draining.store(true, std::memory_order_relaxed);
   const Instant deadline = impl_->options.clock.now() + bound;
   impl_->core.reactors.front()->post([this] {
@@ -215,16 +206,16 @@ bool Target::drained() const noexcept {
 
 void Target::stop() {
   drain(Duration::zero());
-  if (!impl_->running) return;
+  if (!impl_->running()) return;
   impl_->core.gate.wait_until_empty();
   // What belongs to a reactor's thread is freed there.
-  impl_->on_each_reactor([](ReactorContext& reactor) { reactor.close_stores(); });
+  impl_->core.on_each_reactor([](ReactorContext& reactor) { reactor.close_stores(); });
   for (const auto& reactor : impl_->reactors)
     reactor->stop();
   for (auto& thread : impl_->threads)
     thread.join();
   impl_->threads.clear();
-  impl_->running = false;
+  impl_->core.threads_running.store(false, std::memory_order_release);
 }
 
 TargetStatistics Target::statistics() const {
@@ -234,13 +225,9 @@ TargetStatistics Target::statistics() const {
   statistics.connections_accepted = core.connections_accepted.load(std::memory_order_relaxed);
   statistics.connections_refused = core.connections_refused.load(std::memory_order_relaxed);
   statistics.reactors.resize(core.reactors.size());
-  impl_->on_each_reactor([&](ReactorContext& reactor) { statistics.reactors[reactor.index()] = reactor.statistics(); });
-  for (const auto& subsystem : core.subsystems)
-    for (const Namespace* ns : subsystem->namespaces()) {
-      const NamespaceTotals totals = ns->totals();
-      statistics.namespaces.push_back({subsystem->nqn(), ns->nsid(), ns->store().spec(), totals.reads, totals.writes,
-                                       totals.other, totals.bytes_read, totals.bytes_written, totals.errors});
-    }
+  core.on_each_reactor([&](ReactorContext& reactor) { statistics.reactors[reactor.index()] = reactor.statistics(); });
+  core.namespaces.append_to(statistics.namespaces);
+  statistics.namespaces_leaving = core.namespaces.leaving();
   return statistics;
 }
 

@@ -7,9 +7,10 @@
 //   target->listen(fabric, uri);
 //   target->start();  …  target->drain(5s);  target->stop();
 //
-// Configure first, then start: subsystems, namespaces and listeners do not change while the target runs.
+// Subsystems and listeners are configured before the start. Namespaces come, go and change their size at any time.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -95,6 +96,7 @@ struct TargetStatistics {
   std::uint64_t connections_refused = 0;
   std::vector<ReactorStatistics> reactors;
   std::vector<NamespaceStatistics> namespaces;
+  std::size_t namespaces_leaving = 0;  ///< removed, and not gone yet
   [[nodiscard]] std::size_t connections() const noexcept {
     std::size_t sum = 0;
     for (const auto& reactor : reactors)
@@ -102,6 +104,10 @@ struct TargetStatistics {
     return sum;
   }
 };
+
+/// A removed namespace is gone: no reactor uses its store any more. Let it go and it is destroyed here; move it to another
+/// thread if unmapping or closing it takes long.
+using NamespaceGone = std::function<void(std::unique_ptr<Store>)>;
 
 /// An NVMe-oF target. One thread calls it, except where noted. Fabrics, clock, logger and given reactors outlive it.
 class Target {
@@ -115,11 +121,25 @@ class Target {
 
   /// Before start(). Errors: `invalid_argument` (the discovery NQN, texts too long or not ASCII), `in_use` (NQN known).
   [[nodiscard]] Result<void> add_subsystem(const nvme::Nqn& nqn, const SubsystemOptions& options);
-  /// Before start(). Takes the store; its geometry now is the namespace's for good. `nsid`: 1 to 1024; none: the next
-  /// free one. Returns it. Errors: `not_found` (no such subsystem), `in_use` (NSID taken, or another namespace has the
-  /// same identity: hosts refuse that), `resource`.
+  /// Takes the store. `nsid`: 1 to 4096; none: the lowest free one. Returns it; from then on hosts can use the namespace,
+  /// and those that are connected are told of it (Base 2.0, 5.2: Namespace Attribute Changed). Thread-safe between start()
+  /// and drain(), while I/O runs. Own reactors: registers the store's memory on this thread and waits for every reactor to
+  /// open its queue, so not on a reactor's thread (nor in NamespaceGone). Errors, after which nothing is left of it:
+  /// `not_found` (no such subsystem), `in_use` (NSID taken; another namespace has the same identity: hosts refuse that; the
+  /// target drains), `invalid_argument`, `resource`, what the store says.
   [[nodiscard]] Result<Nsid> add_namespace(const nvme::Nqn& subsystem, std::unique_ptr<Store> store,
                                            std::optional<Nsid> nsid = std::nullopt);
+  /// Thread-safe, on any thread, while I/O runs; returns at once. Reactors let no new command in as the message reaches
+  /// them (Invalid Namespace or Format); then hosts are told; commands in flight finish. When the last one has,
+  /// `on_gone` (may be empty) has the store, on the reactor where that happened or within this call. A host that does not
+  /// take its answers within 5 s loses the connection. A store that does not return from an operation keeps its namespace
+  /// "leaving", which is logged, and its commands unanswered; nothing else waits for it but stop(). The NSID is free at
+  /// once: the next namespace of that number is another one. Errors: `not_found`, `in_use` (it is being added).
+  [[nodiscard]] Result<void> remove_namespace(const nvme::Nqn& subsystem, Nsid nsid, NamespaceGone on_gone);
+  /// Thread-safe, on any thread. The store's geometry has changed: uses it from now on, and tells hosts. Stores that call
+  /// StoreObserver have this done by themselves. A namespace that has shrunk answers commands behind its new end with LBA
+  /// Out of Range. Errors: `not_found`, `unsupported` (another block size: nothing was changed).
+  [[nodiscard]] Result<void> refresh_namespace(const nvme::Nqn& subsystem, Nsid nsid);
   /// Before start(). From now on the fabric queues connection requests; they are answered after start(). Returns the
   /// address with the port that was chosen. Every subsystem is reachable through every listener; the discovery log
   /// names a listener to those who come through the same kind of fabric. Errors: those of PollGroup::listen().

@@ -22,6 +22,8 @@ namespace rbt::target {
 [[nodiscard]] Step async_event_request(Command& command);
 [[nodiscard]] Step abort_command(Command& command);
 [[nodiscard]] Step keep_alive(Command& command);
+/// If one is due, the host wants it and a request is held.
+void send_due_event(Controller& controller);
 /// Ends every held Asynchronous Event Request with `status`.
 void complete_held_events(Controller& controller, nvme::Status status);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/nvme/admin_command.h"
+#include "common/nvme/types.h"
 #include "target/admin/admin.h"
 #include "target/connection.h"
 #include "target/controller.h"
@@ -12,16 +13,43 @@ namespace rbt::target {
 using nvme::Status;
 using nvme::StatusCode;
 
+namespace {
+
+// The only event there is (Base 2.0, figure 146): type Notice, Namespace Attribute Changed.
+constexpr nvme::AsyncEvent kNamespaceChanged{.type = NVME_AER_NOTICE, .info = 0, .lid = NVME_LOG_LID_CHANGED_NS};
+
+bool event_wanted(Controller& controller) noexcept {
+  return controller.changed_namespaces().event_due() &&
+         (controller.features().async_events & NVME_FEATURE_AENCFG_NOTICE_NAMESPACE_ATTRIBUTES) != 0;
+}
+
+}  // namespace
+
 nvme::Expected<Plan> plan_nothing(Command&) {
   return Plan{};
 }
 
 Step async_event_request(Command& command) {
-  auto& held = command.controller().held_events();
+  Controller& controller = command.controller();
+  if (event_wanted(controller)) {
+    controller.changed_namespaces().set_told();
+    command.set_result(nvme::encode_async_event(kNamespaceChanged));
+    return command.finish(Status());
+  }
+  auto& held = controller.held_events();
   if (held.size() >= Controller::kHeldEventsMax)
     return command.finish(Status::permanent(StatusCode::async_event_limit_exceeded));
   held.push_back(&command);
   return Step::held;
+}
+
+void send_due_event(Controller& controller) {
+  auto& held = controller.held_events();
+  if (held.empty() || !event_wanted(controller)) return;
+  Command* const request = held.front();
+  held.erase(held.begin());
+  controller.changed_namespaces().set_told();
+  request->complete_held(Status(), nvme::encode_async_event(kNamespaceChanged));
 }
 
 void complete_held_events(Controller& controller, Status status) {

@@ -22,12 +22,15 @@ constexpr std::uint32_t kTimestampBytes = 8;
 constexpr std::uint32_t kHostIdBytes = 16;
 constexpr std::uint32_t kWriteCacheEnable = 1;
 constexpr std::uint32_t kExtendedHostId = 1;
-// SMART / Health critical warnings may be asked for by everybody; notices only where Identify (OAES) offers them, which
-// it does not.
-constexpr std::uint32_t kAsyncEventsKnown = 0xff;
+// SMART / Health critical warnings may be asked for by everybody; notices only where Identify (OAES) offers them.
+constexpr std::uint32_t kCriticalWarnings = 0xff;
 
 bool is_io(const Command& command) {
   return command.controller().kind() == ControllerKind::io;
+}
+
+std::uint32_t async_events_known(const Command& command) {
+  return is_io(command) ? kCriticalWarnings | NVME_FEATURE_AENCFG_NOTICE_NAMESPACE_ATTRIBUTES : kCriticalWarnings;
 }
 
 // Which features there are, and how many bytes of data they have.
@@ -39,7 +42,7 @@ Expected<std::uint32_t> data_bytes(const Command& command, std::uint8_t fid) {
       if (is_io(command)) return 0;
       break;
     case NVME_FEAT_FID_VOLATILE_WC:
-      if (is_io(command) && command.controller().subsystem().has_write_cache()) return 0;
+      if (is_io(command) && command.controller().offers_write_cache()) return 0;
       break;
     case NVME_FEAT_FID_TIMESTAMP:
       if (is_io(command)) return kTimestampBytes;
@@ -114,8 +117,9 @@ Step set_features(Command& command) {
       controller.set_keep_alive(std::chrono::milliseconds(wanted.value));
       return command.finish(Status());
     case NVME_FEAT_FID_ASYNC_EVENT:
-      if ((wanted.value & ~kAsyncEventsKnown) != 0) break;
+      if ((wanted.value & ~async_events_known(command)) != 0) break;
       controller.features().async_events = wanted.value;
+      send_due_event(controller);  // of what changed before the host could ask for it
       return command.finish(Status());
     default: break;
   }

@@ -48,19 +48,19 @@ Step answer(Command& command, const T& structure) {
   return command.finish(Status());
 }
 
-void describe_io_controller(nvme_id_ctrl& id, const Subsystem& subsystem) {
+// What holds as long as the controller lives, whichever namespaces come and go.
+void describe_io_controller(nvme_id_ctrl& id, const Controller& controller) {
   id.cntrltype = NVME_CTRL_CNTRLTYPE_IO;
   // Every listener is a port, every host gets a controller of its own.
   id.cmic = NVME_CTRL_CMIC_MULTI_PORT | NVME_CTRL_CMIC_MULTI_CTRL;
   id.sqes = 0x66;
   id.cqes = 0x44;
-  id.nn = to_le(subsystem.nsid_highest());
-  const auto namespaces = subsystem.namespaces();
-  const bool zeroes = std::any_of(namespaces.begin(), namespaces.end(),
-                                  [](const Namespace* ns) { return ns->geometry().write_zeroes != Ability::none; });
-  id.oncs = to_le(static_cast<std::uint16_t>(NVME_CTRL_ONCS_DSM | NVME_CTRL_ONCS_TIMESTAMP |
-                                             (zeroes ? NVME_CTRL_ONCS_WRITE_ZEROES : 0)));
-  id.vwc = static_cast<std::uint8_t>(kVwcFlushAll | (subsystem.has_write_cache() ? kVwcPresent : 0));
+  id.nn = id.mnan = to_le(Subsystem::kNsidMax);
+  // A namespace that cannot write zeroes says so itself (Invalid Command Opcode).
+  id.oncs =
+      to_le(static_cast<std::uint16_t>(NVME_CTRL_ONCS_DSM | NVME_CTRL_ONCS_TIMESTAMP | NVME_CTRL_ONCS_WRITE_ZEROES));
+  id.vwc = static_cast<std::uint8_t>(kVwcFlushAll | (controller.offers_write_cache() ? kVwcPresent : 0));
+  id.oaes = to_le(static_cast<std::uint32_t>(NVME_CTRL_OAES_NA));
   id.lpa = kLpaSmartPerNamespace | kLpaEffects | kLpaOffset;
   // AWUN, AWUPF: 0, one block, whatever namespaces come; NAWUN and NAWUPF may say more.
 }
@@ -92,7 +92,7 @@ Step identify_controller(Command& command) {
   // is more.
   id.maxcmd = to_le(static_cast<std::uint16_t>(connection.reactor().core().limits.queue_depth_max));
   if (subsystem.kind() == ControllerKind::io) {
-    describe_io_controller(id, subsystem);
+    describe_io_controller(id, controller);
   } else {
     id.cntrltype = NVME_CTRL_CNTRLTYPE_DISCOVERY;
     id.lpa = kLpaOffset;
@@ -104,7 +104,7 @@ std::uint16_t zero_based(Blocks blocks) {
   return to_le(static_cast<std::uint16_t>(std::clamp<std::uint64_t>(blocks.value(), 1, 65536) - 1));
 }
 
-nvme_id_ns describe_namespace(const Namespace& ns) {
+nvme_id_ns describe_namespace(const ServedNamespace& ns) {
   const Geometry& geometry = ns.geometry();
   nvme_id_ns id{};
   id.nsze = id.ncap = id.nuse = to_le(geometry.blocks.value());
@@ -134,13 +134,15 @@ nvme_id_ns describe_namespace(const Namespace& ns) {
 Step list_namespaces(Command& command, const IdentifyCommand& wanted) {
   std::array<std::uint32_t, nvme::kIdentifyBytes / 4> list{};
   std::size_t used = 0;
-  for (const Namespace* ns : command.controller().subsystem().namespaces())
-    if (ns->nsid() > wanted.nsid && used < list.size()) list[used++] = to_le(ns->nsid().value());
+  const NamespaceTable& namespaces = command.namespaces();
+  for (const ServedNamespace* ns = namespaces.after(wanted.nsid); ns != nullptr && used < list.size();
+       ns = namespaces.after(ns->nsid()))
+    list[used++] = to_le(ns->nsid().value());
   return answer(command, list);
 }
 
 // NGUID and UUID: the same sixteen bytes.
-Step list_identifiers(Command& command, const Namespace& ns) {
+Step list_identifiers(Command& command, const ServedNamespace& ns) {
   constexpr std::size_t kHeader = 4;
   std::array<std::byte, 2 * (kHeader + sizeof(Identity))> list{};
   std::size_t at = 0;
@@ -169,7 +171,7 @@ Expected<Plan> plan_identify(Command& command) {
       [[fallthrough]];
     case NVME_IDENTIFY_CNS_NS:
       // One that exists not now but could is described by zeroes; FFFFFFFFh needs namespace management.
-      if (wanted.nsid == Nsid(0) || wanted.nsid.value() > subsystem.nsid_highest())
+      if (wanted.nsid == Nsid(0) || wanted.nsid.value() > Subsystem::kNsidMax)
         return refuse(StatusCode::invalid_namespace);
       return plan;
     case NVME_IDENTIFY_CNS_CSI_NS_ACTIVE_LIST:
@@ -179,7 +181,7 @@ Expected<Plan> plan_identify(Command& command) {
       if (wanted.nsid.value() >= 0xfffffffe) return refuse(StatusCode::invalid_namespace);
       return plan;
     case NVME_IDENTIFY_CNS_NS_DESC_LIST:
-      if (subsystem.find(wanted.nsid) == nullptr) return refuse(StatusCode::invalid_namespace);
+      if (command.namespaces().find(wanted.nsid) == nullptr) return refuse(StatusCode::invalid_namespace);
       return plan;
     case NVME_IDENTIFY_CNS_CSI_CTRL:
       if (wanted.command_set != kCommandSetNvm) return refuse(StatusCode::invalid_field);
@@ -190,14 +192,16 @@ Expected<Plan> plan_identify(Command& command) {
 
 Step identify(Command& command) {
   const IdentifyCommand wanted = nvme::parse_identify(command.sqe());
-  const Namespace* const ns = command.controller().subsystem().find(wanted.nsid);
+  const ServedNamespace* const ns = command.namespaces().find(wanted.nsid);
   switch (wanted.cns) {
     case NVME_IDENTIFY_CNS_CTRL: return identify_controller(command);
     case NVME_IDENTIFY_CNS_NS:
       return ns != nullptr ? answer(command, describe_namespace(*ns)) : answer(command, Nothing{});
     case NVME_IDENTIFY_CNS_NS_ACTIVE_LIST:
     case NVME_IDENTIFY_CNS_CSI_NS_ACTIVE_LIST: return list_namespaces(command, wanted);
-    case NVME_IDENTIFY_CNS_NS_DESC_LIST: return list_identifiers(command, *ns);
+    case NVME_IDENTIFY_CNS_NS_DESC_LIST:  // it may have gone since the command came
+      return ns != nullptr ? list_identifiers(command, *ns)
+                           : command.finish(Status::permanent(StatusCode::invalid_namespace));
     // No protection information, and no limits besides MDTS and the specification's own.
     default: return answer(command, Nothing{});
   }

@@ -62,13 +62,18 @@ constexpr std::uint64_t data_units(std::uint64_t bytes) {
   return (bytes / 512 + 999) / 1000;
 }
 
+bool of_controller(const GetLogPage& wanted) {
+  return wanted.nsid == Nsid(0) || wanted.nsid == nvme::kNsidAll;
+}
+
 Step smart_log(Command& command, const GetLogPage& wanted) {
   const Core& core = command.connection().reactor().core();
-  const Subsystem& subsystem = command.controller().subsystem();
   NamespaceTotals totals;
-  const Namespace* const one = subsystem.find(wanted.nsid);
-  for (const Namespace* ns : subsystem.namespaces())
-    if (one == nullptr || ns == one) totals += ns->totals();
+  const ServedNamespace* const one = command.namespaces().find(wanted.nsid);
+  if (one == nullptr && !of_controller(wanted))  // it has gone since the command came
+    return command.finish(Status::permanent(StatusCode::invalid_namespace));
+  for (const auto& ns : command.namespaces().all())
+    if (one == nullptr || ns.get() == one) totals += ns->shared().totals();
   nvme_smart_log log{};
   log.avail_spare = 100;
   set_counter(log.data_units_read, data_units(totals.bytes_read));
@@ -98,10 +103,13 @@ Step effects_log(Command& command, const GetLogPage& wanted) {
   return answer(command, wanted, bytes_of(log));
 }
 
-// Namespaces do not come and go while the target runs.
+// Reading any part of it without RAE acknowledges all of it, event included (Base 2.0, 5.2 and 5.16).
 Step changed_namespaces(Command& command, const GetLogPage& wanted) {
-  constexpr std::array<std::uint32_t, 1024> kNone{};
-  return answer(command, wanted, bytes_of(kNone));
+  ChangedNamespaces& changed = command.controller().changed_namespaces();
+  const bool inside = nvme::copy_log_page(bytes_of(changed.page()), wanted.offset, command.buffer());
+  if (!inside) return command.finish(Status::permanent(StatusCode::invalid_field));
+  if (wanted.retain == nvme::RetainEvent::no) changed.clear();
+  return command.finish(Status());
 }
 
 // A host reads it piece by piece and may well ask for what lies behind the end: that is zeroes, not an error.
@@ -137,8 +145,8 @@ Expected<Plan> plan_get_log_page(Command& command) {
   if (find_log(subsystem.kind(), wanted->lid) == nullptr) return refuse(StatusCode::invalid_log_page);
   if (wanted->length.value() > kTransferMax) return refuse(StatusCode::invalid_field);
   if (wanted->lid == NVME_LOG_LID_CMD_EFFECTS && wanted->command_set != 0) return refuse(StatusCode::invalid_field);
-  const bool everything = wanted->nsid == Nsid(0) || wanted->nsid == nvme::kNsidAll;
-  if (wanted->lid == NVME_LOG_LID_SMART && !everything && subsystem.find(wanted->nsid) == nullptr)
+  if (wanted->lid == NVME_LOG_LID_SMART && !of_controller(*wanted) &&
+      command.namespaces().find(wanted->nsid) == nullptr)
     return refuse(StatusCode::invalid_namespace);
   return Plan{.memory = Plan::Memory::buffer, .bytes = static_cast<std::uint32_t>(wanted->length.value())};
 }

@@ -48,8 +48,11 @@ tl::expected<Controller*, ConnectFailure> connect_admin_queue(Connection& connec
   Core& core = reactor.core();
   const auto make = [&](Cntlid cntlid) {
     return std::make_unique<Controller>(
-        Controller::Identity{cntlid, request.host_nqn, request.host_id}, subsystem, core.limits.queue_depth_max,
-        core.limits.io_queues_max, reactor.reactor().timers(), core.clock,
+        Controller::Identity{cntlid, request.host_nqn, request.host_id}, subsystem,
+        Controller::Offer{.queue_entries_max = core.limits.queue_depth_max,
+                          .io_queues_max = core.limits.io_queues_max,
+                          .write_cache = reactor.namespaces(subsystem).has_write_cache()},
+        reactor.reactor().timers(), core.clock,
         [&connection] { connection.fail("keep alive: the host was silent for its keep-alive timeout"); });
   };
   Controller* const controller = core.controllers.create(make, {&reactor, connection.id()});
@@ -63,7 +66,8 @@ tl::expected<Controller*, ConnectFailure> connect_queue(Connection& connection, 
   const auto subsystem = check_request(connection, request);
   if (!subsystem) return tl::unexpected(subsystem.error());
   ReactorContext& reactor = connection.reactor();
-  if (auto prepared = reactor.prepare(**subsystem, connection.domain(), connection.limits().path_mtu); !prepared) {
+  const Reach reach{&connection.domain(), connection.limits().path_mtu};
+  if (auto prepared = reactor.namespaces(**subsystem).prepare(reach); !prepared) {
     reactor.warn(LogCause::connect_failed, "{}: Connect to {}: {}", connection.who(),
                  printable(request.subsystem_nqn.text()), prepared.error().message());
     return refuse_connect(StatusCode::internal_error);

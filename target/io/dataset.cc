@@ -22,15 +22,16 @@ Expected<Plan> plan_flush(Command& command) {
   return Plan{.ns = *ns};
 }
 
-// One namespace, or all of them one after the other: progress() counts how many have been started.
+// One namespace, or all of them one after the other: progress() is the NSID of the last one that was started. They may come
+// and go between two: who comes then had nothing to be flushed when the command came.
 Step flush(Command& command) {
-  std::uint32_t& started = command.progress();
-  const Namespace* const one = command.plan().ns;
-  const auto all = command.controller().subsystem().namespaces();
-  const auto namespaces = one != nullptr ? std::span<const Namespace* const>(&one, 1) : all;
-  while (started < namespaces.size()) {
-    const Namespace& ns = *namespaces[started++];
-    const Progress progress = command.store_queue(ns).flush(command);
+  std::uint32_t& last = command.progress();
+  ServedNamespace* const one = command.plan().ns;
+  const auto next = [&] { return one == nullptr ? command.namespaces().after(Nsid(last)) : last == 0 ? one : nullptr; };
+  while (ServedNamespace* const ns = next()) {
+    last = ns->nsid().value();
+    command.hold(ns);
+    const Progress progress = ns->queue().flush(command);
     if (progress.pending || progress.status != StoreStatus::ok) return command.store(progress);
   }
   return command.finish(Status());
@@ -52,7 +53,7 @@ Step write_zeroes(Command& command) {
   const auto deallocate = nvme::parse_block_command(command.sqe()).deallocate == nvme::Deallocate::yes
                               ? StoreQueue::Deallocate::yes
                               : StoreQueue::Deallocate::no;
-  return command.store(command.store_queue(*plan.ns).write_zeroes(plan.range, deallocate, plan.durability, command));
+  return command.store(plan.ns->queue().write_zeroes(plan.range, deallocate, plan.durability, command));
 }
 
 Expected<Plan> plan_dataset_management(Command& command) {
@@ -70,7 +71,7 @@ Step dataset_management(Command& command) {
   const auto wanted = nvme::parse_dataset_management(command.sqe());
   const auto ranges = nvme::DatasetRanges::parse(wanted, command.buffer());
   if (!ranges) return command.finish(ranges.error());
-  const Namespace& ns = *command.plan().ns;
+  const ServedNamespace& ns = *command.plan().ns;
   // Behind the data: the ranges as the store wants them, valid until it is done.
   std::size_t space = command.extra().size();
   void* place = command.extra().data();
@@ -84,7 +85,7 @@ Step dataset_management(Command& command) {
   // Without AD there is nothing to do, and hints may be ignored, as may be deallocation where the medium has none.
   const bool deallocate = wanted.deallocate == nvme::Deallocate::yes && ns.geometry().discard != Ability::none;
   if (!deallocate || count == 0) return command.finish(Status());
-  return command.store(command.store_queue(ns).discard({first, count}, command));
+  return command.store(ns.queue().discard({first, count}, command));
 }
 
 }  // namespace rbt::target

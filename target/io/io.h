@@ -3,6 +3,7 @@
 
 #include "common/nvme/io_command.h"
 #include "target/command.h"
+#include "target/namespace_table.h"
 
 namespace rbt::target {
 
@@ -22,9 +23,9 @@ inline constexpr std::uint32_t kTransferMax = 1u << 20;
 [[nodiscard]] Step dataset_management(Command& command);
 
 /// The namespace that the command names; invalid_namespace if the subsystem has none of that NSID.
-[[nodiscard]] nvme::Expected<const Namespace*> find_namespace(const Command& command);
+[[nodiscard]] nvme::Expected<ServedNamespace*> find_namespace(const Command& command);
 /// invalid_namespace…: as above; namespace_write_protected for a read-only one.
-[[nodiscard]] nvme::Expected<const Namespace*> find_writable(const Command& command);
+[[nodiscard]] nvme::Expected<ServedNamespace*> find_writable(const Command& command);
 /// What a write must have reached before its answer: FUA, or no volatile write cache.
 [[nodiscard]] Durability durability_of(const Command& command, const nvme::BlockCommand& block);
 

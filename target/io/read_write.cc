@@ -11,13 +11,13 @@ using nvme::refuse;
 using nvme::Status;
 using nvme::StatusCode;
 
-Expected<const Namespace*> find_namespace(const Command& command) {
-  const Namespace* const ns = command.controller().subsystem().find(command.sqe().namespace_id());
+Expected<ServedNamespace*> find_namespace(const Command& command) {
+  ServedNamespace* const ns = command.namespaces().find(command.sqe().namespace_id());
   if (ns == nullptr) return refuse(StatusCode::invalid_namespace);
   return ns;
 }
 
-Expected<const Namespace*> find_writable(const Command& command) {
+Expected<ServedNamespace*> find_writable(const Command& command) {
   auto ns = find_namespace(command);
   if (ns && (*ns)->geometry().read_only) return refuse(StatusCode::namespace_write_protected);
   return ns;
@@ -30,7 +30,7 @@ Durability durability_of(const Command& command, const nvme::BlockCommand& block
 
 namespace {
 
-Expected<Plan> plan_transfer(const Command& command, const Expected<const Namespace*>& ns) {
+Expected<Plan> plan_transfer(const Command& command, const Expected<ServedNamespace*>& ns) {
   if (!ns) return tl::unexpected(ns.error());
   const Geometry& geometry = (*ns)->geometry();
   const auto block = nvme::parse_block_command(command.sqe());
@@ -63,7 +63,7 @@ Expected<Plan> plan_write(Command& command) {
 
 Step write(Command& command) {
   const Plan& plan = command.plan();
-  return command.store(command.store_queue(*plan.ns).commit(command.lease(), plan.durability, command));
+  return command.store(plan.ns->queue().commit(command.lease(), plan.durability, command));
 }
 
 }  // namespace rbt::target

@@ -1,6 +1,8 @@
 // A target with threads of its own: queues of one controller on different reactors, hosts that come and go meanwhile,
 // others who ask for statistics. For ThreadSanitizer above all.
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <catch2/catch.hpp>
 #include <cstring>
@@ -26,6 +28,8 @@ nvme::Nqn nqn(const char* text) {
   return *nvme::Nqn::parse(text);
 }
 
+const nvme::Nqn kDisk = nqn("nqn.2024-01.example:disk");
+
 class ThreadsRig {
  public:
   ThreadsRig() {
@@ -35,11 +39,8 @@ class ThreadsRig {
     auto opened = target::Target::open({.clock = clock_, .logger = null_logger(), .random = random_, .reactors = 3});
     REQUIRE(opened.has_value());
     target = std::move(*opened);
-    REQUIRE(target->add_subsystem(nqn("nqn.2024-01.example:disk"), {.allow_any_host = true}).has_value());
-    auto store =
-        target::make_store("ram:size=4MiB,block=4096", {.clock = clock_, .random = random_, .logger = null_logger()});
-    REQUIRE(store.has_value());
-    REQUIRE(target->add_namespace(nqn("nqn.2024-01.example:disk"), std::move(*store)).has_value());
+    REQUIRE(target->add_subsystem(kDisk, {.allow_any_host = true}).has_value());
+    REQUIRE(target->add_namespace(kDisk, make_store(random_)).has_value());
     uri_ = *Uri::parse("nvme+shm://?socket=" + scratch_.path("target.sock"));
     REQUIRE(target->listen(*target_fabric_, uri_).has_value());
     REQUIRE(target->start().has_value());
@@ -54,6 +55,15 @@ class ThreadsRig {
     target.reset();
   }
 
+  std::unique_ptr<target::Store> make_store(Random& random) {
+    auto store =
+        target::make_store("ram:size=4MiB,block=4096", {.clock = clock_, .random = random, .logger = null_logger()});
+    return store ? std::move(*store) : nullptr;
+  }
+  /// Any thread: what is waited for may have come true.
+  void wake() {
+    host_reactor_->post([] {});
+  }
   bool run_until(const std::function<bool()>& done) {
     return host_reactor_->run_until(done, clock_.now() + std::chrono::seconds(30));
   }
@@ -76,7 +86,7 @@ class ThreadsRig {
                                        .queue_entries = 32,
                                        .host_id = {},
                                        .cntlid = cntlid,
-                                       .subsystem_nqn = nqn("nqn.2024-01.example:disk"),
+                                       .subsystem_nqn = kDisk,
                                        .host_nqn = nqn("nqn.2024-01.example:host")};
     const auto data = nvme::encode_connect_data(request);
     HostMemory memory(queue.connection->domain(), sizeof data);
@@ -97,8 +107,9 @@ class ThreadsRig {
     }
     return queues;
   }
-  static nvme::SubmissionQueueEntry entry(nvme::IoOpcode opcode, std::uint64_t lba, const HostMemory& memory) {
-    auto sqe = nvme::encode_block_command(opcode, {.nsid = Nsid(1), .first = Lba(lba), .count = Blocks(1)});
+  static nvme::SubmissionQueueEntry entry(nvme::IoOpcode opcode, std::uint64_t lba, const HostMemory& memory,
+                                          Nsid nsid = Nsid(1)) {
+    auto sqe = nvme::encode_block_command(opcode, {.nsid = nsid, .first = Lba(lba), .count = Blocks(1)});
     sqe.sgl = memory.keyed(kBlock);
     return sqe;
   }
@@ -166,4 +177,83 @@ TEST_CASE("A target that is drained under load says goodbye to everybody and sto
     for (const RawQueue* queue : queues)
       CHECK(rig.run_until([&] { return queue->ended(); }));
   rig.target->stop();
+}
+
+namespace {
+
+/// Adds, refreshes and removes namespaces for `rounds` rounds, two of them at a time, from a thread of its own.
+void change_namespaces(ThreadsRig& rig, int rounds, std::uint64_t seed, std::atomic<int>& gone) {
+  Random random(seed);
+  for (int round = 0; round < rounds; ++round) {
+    const auto first = rig.target->add_namespace(kDisk, rig.make_store(random));
+    const auto second = rig.target->add_namespace(kDisk, rig.make_store(random));
+    for (const auto& nsid : {first, second}) {
+      if (!nsid) continue;
+      static_cast<void>(rig.target->refresh_namespace(kDisk, *nsid));
+      static_cast<void>(rig.target->remove_namespace(kDisk, *nsid, [&rig, &gone](auto) {
+        ++gone;
+        rig.wake();
+      }));
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("Namespaces come and go by two threads while a host uses them on three others") {
+  constexpr int kRounds = 60;
+  ThreadsRig rig;
+  const auto queues = rig.arrive(4);
+  // Each queue has blocks and memory of its own: two hosts that race for a block would be a race of theirs.
+  std::vector<std::unique_ptr<HostMemory>> memory;
+  for (const RawQueue* queue : queues)
+    memory.push_back(std::make_unique<HostMemory>(queue->connection->domain(), kBlock));
+  HostMemory& log = *memory[0];
+  rig.execute(*queues[0], nvme::encode_set_features({.fid = NVME_FEAT_FID_ASYNC_EVENT, .value = 0x100}));
+  std::atomic<int> gone{0}, threads{2};
+  std::vector<std::thread> changers;
+  for (const std::uint64_t seed : {1u, 2u})
+    changers.emplace_back([&rig, &gone, &threads, seed] {
+      change_namespaces(rig, kRounds, seed, gone);
+      --threads;
+      rig.wake();
+    });
+  std::uint64_t served = 0, refused = 0, other = 0, events = 0, sent = 0;
+  std::uint16_t event = queues[0]->submit(nvme::encode_plain(nvme::AdminOpcode::async_event_request));
+  std::array<std::uint32_t, 5> outstanding{};
+  const auto turn = [&](bool more) {
+    for (std::size_t q = 1; q < queues.size(); ++q) {
+      for (; more && outstanding[q] < 16; ++outstanding[q], ++sent)
+        queues[q]->submit(ThreadsRig::entry(sent % 3 == 0 ? nvme::IoOpcode::write : nvme::IoOpcode::read,
+                                            8 * q + sent % 8, *memory[q],
+                                            Nsid(static_cast<std::uint32_t>(1 + sent % 5))));
+      for (; !queues[q]->responses.empty(); queues[q]->responses.pop_front(), --outstanding[q]) {
+        const auto code = queues[q]->responses.front().code();
+        ++(code == nvme::StatusCode::success ? served : code == nvme::StatusCode::invalid_namespace ? refused : other);
+      }
+    }
+    return std::all_of(outstanding.begin(), outstanding.end(), [](std::uint32_t each) { return each == 0; });
+  };
+  const auto done = [&] {
+    static_cast<void>(turn(threads > 0));
+    return queues[0]->take(event).has_value() || threads == 0;
+  };
+  while (threads > 0) {
+    REQUIRE(rig.run_until(done));
+    if (threads == 0) break;
+    ++events;
+    auto read = nvme::encode_get_log_page(
+        {.nsid = nvme::kNsidAll, .lid = NVME_LOG_LID_CHANGED_NS, .length = Bytes(log.bytes().size())});
+    read.sgl = log.keyed(4096);
+    rig.execute(*queues[0], read);
+    event = queues[0]->submit(nvme::encode_plain(nvme::AdminOpcode::async_event_request));
+  }
+  for (auto& changer : changers)
+    changer.join();
+  CHECK(rig.run_until([&] { return turn(false) && gone == 4 * kRounds; }));
+  CHECK(rig.target->statistics().namespaces.size() == 1);
+  CHECK(served > 0);
+  CHECK(refused > 0);
+  CHECK(other == 0);
+  CHECK(events > 0);
 }

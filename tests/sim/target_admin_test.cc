@@ -69,7 +69,9 @@ TEST_CASE("Identify Controller says what hosts insist on, and nothing that is no
   CHECK(id.sqes == 0x66);
   CHECK(id.cqes == 0x44);
   CHECK(from_le(id.maxcmd) == 1024);
-  CHECK(from_le(id.nn) == 1);
+  CHECK(from_le(id.nn) == 4096);
+  CHECK(from_le(id.mnan) == 4096);
+  CHECK(from_le(id.oaes) == NVME_CTRL_OAES_NA);
   CHECK(from_le(id.oncs) == (1u << 2 | 1u << 3 | 1u << 6));
   CHECK(from_le(id.sgls) == (1u << 20 | 1u << 2 | 1u));
   CHECK(from_le(id.ioccsz) == (64 + 4096) / 16);
@@ -138,7 +140,7 @@ TEST_CASE("The list of namespaces begins behind the one that was asked for") {
 TEST_CASE("Identify refuses what is not there") {
   AdminRig rig;
   CHECK(rig.identify_code(NVME_IDENTIFY_CNS_NS, 0) == StatusCode::invalid_namespace);
-  CHECK(rig.identify_code(NVME_IDENTIFY_CNS_NS, 2) == StatusCode::invalid_namespace);
+  CHECK(rig.identify_code(NVME_IDENTIFY_CNS_NS, 4097) == StatusCode::invalid_namespace);
   CHECK(rig.identify_code(NVME_IDENTIFY_CNS_NS, 0xffffffff) == StatusCode::invalid_namespace);
   CHECK(rig.identify_code(NVME_IDENTIFY_CNS_NS_DESC_LIST, 2) == StatusCode::invalid_namespace);
   for (const auto cns : std::initializer_list<std::uint8_t>{0x04, 0x08, 0x10, 0x11, 0x13, 0x1c, 0xff})
@@ -267,7 +269,9 @@ TEST_CASE("Features that hosts set are there, and others are not") {
   CHECK(rig.get_feature(NVME_FEAT_FID_KATO).cqe.dw0() == 7000);
   CHECK(rig.set_feature(NVME_FEAT_FID_ASYNC_EVENT, 0x1f).status().ok());
   CHECK(rig.get_feature(NVME_FEAT_FID_ASYNC_EVENT).cqe.dw0() == 0x1f);
-  CHECK(rig.set_feature(NVME_FEAT_FID_ASYNC_EVENT, 0x100).code() == StatusCode::invalid_field);
+  CHECK(rig.set_feature(NVME_FEAT_FID_ASYNC_EVENT, 0x11f).status().ok());
+  CHECK(rig.get_feature(NVME_FEAT_FID_ASYNC_EVENT).cqe.dw0() == 0x11f);
+  CHECK(rig.set_feature(NVME_FEAT_FID_ASYNC_EVENT, 0x200).code() == StatusCode::invalid_field);
   CHECK(rig.get_feature(NVME_FEAT_FID_NUM_QUEUES).cqe.dw0() == 0x003f003f);
   CHECK(rig.set_feature(NVME_FEAT_FID_NUM_QUEUES, 0x0000ffff).code() == StatusCode::invalid_field);
   for (const auto fid : std::initializer_list<std::uint8_t>{0x01, 0x04, 0x0c, 0x16, 0x82, 0xff}) {
@@ -398,7 +402,7 @@ TEST_CASE("Two namespaces of one identity are refused") {
   CHECK(add("nqn.2024-01.example:a", 7).value() == Nsid(1));
   CHECK(add("nqn.2024-01.example:b", 7).error().kind() == ErrorKind::in_use);
   CHECK(add("nqn.2024-01.example:a", 8, Nsid(1)).error().kind() == ErrorKind::in_use);
-  CHECK(add("nqn.2024-01.example:a", 8, Nsid(1025)).error().kind() == ErrorKind::invalid_argument);
+  CHECK(add("nqn.2024-01.example:a", 8, Nsid(4097)).error().kind() == ErrorKind::invalid_argument);
   CHECK(add("nqn.2024-01.example:a", 8, Nsid(0)).error().kind() == ErrorKind::invalid_argument);
   CHECK(add("nqn.2024-01.example:c", 8).error().kind() == ErrorKind::not_found);
   CHECK(add("nqn.2024-01.example:a", 8, Nsid(5)).value() == Nsid(5));

@@ -150,16 +150,16 @@ TEST_CASE("A discovery controller does not mind the sizes of entries it never se
 
 TEST_CASE("Controller ids go round, skip those in use, and run out") {
   ControllerTable table;
-  Subsystem subsystem({.nqn = nqn("nqn.2024-01.example:a"),
-                       .kind = ControllerKind::discovery,
-                       .allowed_hosts = {},
-                       .serial = "",
-                       .model = ""});
+  Subsystem subsystem(0, {.nqn = nqn("nqn.2024-01.example:a"),
+                          .kind = ControllerKind::discovery,
+                          .allowed_hosts = {},
+                          .serial = "",
+                          .model = ""});
   ManualClock clock;
   transport::TimerQueue timers;
   const ControllerTable::Factory make = [&](Cntlid id) {
-    return std::make_unique<Controller>(Controller::Identity{id, nqn("nqn.2024-01.example:h"), {}}, subsystem, 64, 4,
-                                        timers, clock, [] {});
+    return std::make_unique<Controller>(Controller::Identity{id, nqn("nqn.2024-01.example:h"), {}}, subsystem,
+                                        Controller::Offer{64, 4, false}, timers, clock, [] {});
   };
   std::vector<Controller*> all;
   for (std::uint32_t i = 1; i <= nvme::kCntlidMax.value(); ++i) {

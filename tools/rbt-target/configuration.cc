@@ -125,7 +125,7 @@ Result<void> read_namespace(const std::string& path, const toml::table& table, S
     return {};
   });
   std::uint32_t nsid = 0;
-  keys.number("nsid", nsid, 1, 1024);
+  keys.number("nsid", nsid, 1, 4096);
   if (nsid != 0) disk.nsid = Nsid(nsid);
   if (auto fine = keys.finish(); !fine) return fine;
   if (disk.store.empty())

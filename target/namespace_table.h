@@ -1,0 +1,92 @@
+#pragma once
+// The namespaces of a subsystem as one reactor serves them. They come, go and change their size by messages to the reactor:
+// the commands on it look them up without a lock, and hold what they use.
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "common/units.h"
+#include "target/store/store.h"
+#include "target/subsystem.h"
+
+namespace rbt::target {
+
+class ReactorContext;
+
+/// How a connection's data get into the store's memory: what Store::prepare() wants to know.
+struct Reach {
+  transport::ProtectionDomain* domain = nullptr;  ///< its fabric keeps it
+  std::uint32_t path_mtu = 0;
+  friend bool operator==(const Reach&, const Reach&) = default;
+};
+
+/// One namespace on one reactor. The reactor's thread.
+class ServedNamespace {
+ public:
+  ServedNamespace(Namespace& shared, ReactorContext& reactor);
+
+  [[nodiscard]] Nsid nsid() const noexcept { return shared_.nsid(); }
+  [[nodiscard]] const Namespace& shared() const noexcept { return shared_; }
+  [[nodiscard]] const Identity& identity() const noexcept { return shared_.identity(); }
+  [[nodiscard]] const Geometry& geometry() const noexcept { return geometry_; }
+  void set_geometry(const Geometry& geometry) noexcept { geometry_ = geometry; }
+  [[nodiscard]] NamespaceCounters& counters() const noexcept { return counters_; }
+  /// After prepare().
+  [[nodiscard]] StoreQueue& queue() const noexcept { return *queue_; }
+  /// Makes it usable here by connections that reach it so. Any number of times.
+  [[nodiscard]] Result<void> prepare(const Reach& reach);
+
+  /// A command has found it and uses it until leave(), found again or not.
+  void enter() noexcept { ++commands_; }
+  void leave() noexcept {
+    if (--commands_ == 0 && leaving_) last_left();
+  }
+  [[nodiscard]] std::uint32_t commands() const noexcept { return commands_; }
+  /// No command finds it any more; the reactor hears when the last one has left.
+  void set_leaving() noexcept { leaving_ = true; }
+
+ private:
+  void last_left() noexcept;
+
+  Namespace& shared_;
+  ReactorContext& reactor_;
+  NamespaceCounters& counters_;  // this reactor's
+  Geometry geometry_;
+  std::unique_ptr<StoreQueue> queue_;
+  std::uint32_t commands_ = 0;
+  bool leaving_ = false;
+};
+
+/// Those of one subsystem. The reactor's thread.
+class NamespaceTable {
+ public:
+  /// Null if there is none.
+  [[nodiscard]] ServedNamespace* find(Nsid nsid) const noexcept {
+    // by subtraction: NSID 0 wraps to a number beyond every table
+    const std::uint32_t slot = nsid.value() - 1;
+    return slot < by_nsid_.size() ? by_nsid_[slot] : nullptr;
+  }
+  /// The first one above `nsid`; null if there is none.
+  [[nodiscard]] ServedNamespace* after(Nsid nsid) const noexcept;
+  /// Everything here is usable by these: of the connections that there are or were.
+  [[nodiscard]] const std::vector<Reach>& reaches() const noexcept { return reaches_; }
+  /// In ascending order of NSID.
+  [[nodiscard]] std::span<const std::unique_ptr<ServedNamespace>> all() const noexcept { return ascending_; }
+  [[nodiscard]] bool has_write_cache() const noexcept;
+
+  /// Makes all of them, and those to come, usable by connections that reach them so. Errors name the namespace.
+  [[nodiscard]] Result<void> prepare(const Reach& reach);
+  /// Its NSID is free. Usable by every connection so far. Errors: the store's; nothing was added.
+  [[nodiscard]] Result<void> add(std::unique_ptr<ServedNamespace> ns);
+  /// Null if there is none.
+  [[nodiscard]] std::unique_ptr<ServedNamespace> take(Nsid nsid) noexcept;
+
+ private:
+  std::vector<ServedNamespace*> by_nsid_;  // [nsid - 1]
+  std::vector<std::unique_ptr<ServedNamespace>> ascending_;
+  std::vector<Reach> reaches_;
+};
+
+}  // namespace rbt::target
