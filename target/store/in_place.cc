@@ -4,10 +4,15 @@
 
 namespace rbt::target {
 
+StoreStatus InPlaceMemory::fetch(std::uint64_t, std::span<std::byte>) {
+  check(false, "memory that stages reads fetches them");
+  return StoreStatus::read_error;
+}
+
 // Lease::token: 0, the lease has its range; else the size of the buffer that it has instead.
 
 Progress InPlace::acquire(Lease& lease, StoreRequest& request) {
-  if (lease.intent == Intent::write && memory_.stages(lease)) return stage(lease, request);
+  if (memory_.stages(lease)) return stage(lease, request);
   RangeLock::Claim claim;
   claim.range = lease.range;
   claim.intent = lease.intent;
@@ -33,7 +38,7 @@ void InPlace::hold_range(Lease& lease) noexcept {
 Progress InPlace::stage(Lease& lease, StoreRequest& request) {
   if (const auto buffer = buffers_.allocate(length(lease)); !buffer.empty()) {
     hold_buffer(lease, buffer);
-    return Progress::done();
+    return buffered(lease, request);
   }
   waiting_for_buffer_.push(wait_for({}, Wait::Step::buffer, lease, request));
   hand_over_.expect();
@@ -51,6 +56,34 @@ void InPlace::hold_buffer(Lease& lease, std::span<std::byte> buffer) const noexc
   lease.few[0] = {buffer.data(), static_cast<std::uint32_t>(length(lease)), lkey};
   lease.segments = {lease.few.data(), 1};
   lease.token = buffer.size();
+}
+
+/// It has its buffer: a write is welcome to it, a read wants it filled.
+Progress InPlace::buffered(Lease& lease, StoreRequest& request) {
+  if (lease.intent == Intent::write) return Progress::done();
+  RangeLock::Claim claim;
+  claim.range = lease.range;
+  claim.intent = Intent::read;
+  if (!lock_.take(claim)) {
+    Wait& wait = wait_for(claim, Wait::Step::fetch, lease, request);
+    if (!lock_.wait(wait, hand_over_)) {
+      hand_over_.expect();
+      return Progress::later();
+    }
+  }
+  return fetch(lease);
+}
+
+/// Has the range, and gives it back.
+Progress InPlace::fetch(Lease& lease) {
+  const transport::Segment& buffer = lease.few[0];
+  const StoreStatus status = memory_.fetch(bytes(lease.range.first), {buffer.data, buffer.length});
+  lock_.release(lease.range, Intent::read);
+  if (status == StoreStatus::ok)
+    bytes_copied_ += buffer.length;
+  else
+    release(lease);
+  return Progress::done(status);
 }
 
 void InPlace::on_buffer_available() {
@@ -150,6 +183,8 @@ void InPlace::on_handed_over(HandOver::Record& record) {
   const Wait wait = static_cast<Wait&>(claim);  // the request's place is for whoever comes next
   Progress progress = Progress::done();
   if (wait.step == Wait::Step::range) hold_range(*wait.lease);
+  if (wait.step == Wait::Step::buffer) progress = buffered(*wait.lease, *wait.request);
+  if (wait.step == Wait::Step::fetch) progress = fetch(*wait.lease);
   if (wait.step == Wait::Step::commit) progress = land(*wait.lease, wait.durability, *wait.request);
   if (!progress.pending) wait.request->on_store_done(progress.status);
 }

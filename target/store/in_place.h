@@ -23,8 +23,10 @@ class InPlaceMemory {
   [[nodiscard]] virtual std::byte* at(std::uint64_t offset) noexcept = 0;
   /// The key of that memory for the lease's domain.
   [[nodiscard]] virtual std::uint32_t lkey(const Lease& lease) noexcept = 0;
-  /// Whether a write goes by way of a buffer: as a rule, if tears() (atomicity.h).
+  /// Whether it goes by way of a buffer: as a rule, if it writes and tears() (atomicity.h).
   [[nodiscard]] virtual bool stages(const Lease& lease) noexcept = 0;
+  /// For reads that do: fills `data` with what is at `offset`; nobody writes there meanwhile.
+  virtual StoreStatus fetch(std::uint64_t offset, std::span<std::byte> data);
   /// Puts whole blocks into their place at `offset`; nobody else touches the range meanwhile. Must not leave a block half
   /// new whoever is killed in the middle: for a file, pwrite(2), which the kernel does not leave in the middle of a page.
   virtual StoreStatus land(std::uint64_t offset, std::span<const std::byte> data) = 0;
@@ -58,7 +60,7 @@ class InPlace final : private HandOver::Receiver, private transport::BufferWaite
  private:
   /// A request that waits.
   struct Wait : RangeLock::Claim {
-    enum class Step : std::uint8_t { range, buffer, commit };
+    enum class Step : std::uint8_t { range, buffer, fetch, commit };
     StoreRequest* request = nullptr;
     Lease* lease = nullptr;
     Step step = Step::range;
@@ -91,6 +93,8 @@ class InPlace final : private HandOver::Receiver, private transport::BufferWaite
   Progress stage(Lease& lease, StoreRequest& request);
   void hold_buffer(Lease& lease, std::span<std::byte> buffer) const noexcept;
   void hold_range(Lease& lease) noexcept;
+  Progress buffered(Lease& lease, StoreRequest& request);
+  Progress fetch(Lease& lease);
   Progress land(Lease& lease, Durability durability, StoreRequest& request);
   Wait& wait_for(const RangeLock::Claim& claim, Wait::Step step, Lease& lease, StoreRequest& request) noexcept;
   void on_handed_over(HandOver::Record& record) override;

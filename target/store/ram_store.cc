@@ -41,7 +41,9 @@ class RamQueue final : public StoreQueue, private ZeroedMemory, private InPlaceM
   // InPlaceMemory
   std::byte* at(std::uint64_t offset) noexcept override { return store_.memory().memory().data + offset; }
   std::uint32_t lkey(const Lease& lease) noexcept override { return lease_key(store_.memory(), lease); }
-  bool stages(const Lease& lease) noexcept override { return store_.stages(lease.path_mtu); }
+  bool stages(const Lease& lease) noexcept override {
+    return lease.intent == Intent::write && store_.stages(lease.path_mtu);
+  }
   StoreStatus land(std::uint64_t offset, std::span<const std::byte> data) override {
     std::memcpy(at(offset), data.data(), data.size());
     return StoreStatus::ok;
