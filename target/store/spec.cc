@@ -11,6 +11,7 @@
 #include "target/store/atomicity.h"
 #include "target/store/file_store.h"
 #include "target/store/identity.h"
+#include "target/store/map_store.h"
 #include "target/store/null_store.h"
 #include "target/store/ram_store.h"
 #include "target/store/spec_text.h"
@@ -107,18 +108,7 @@ Opened open_null(std::string_view spec, const SpecPart& part, const StoreEnviron
   return NullStore::create(std::string(spec), {*size, sized.block_shift}, fresh_identity(environment.random));
 }
 
-Result<void> take_file_option(const SpecReader& reader, const SpecOption& option, FileOptions& options) {
-  const std::string& key = option.key.text;
-  if (key == "readonly") {
-    options.read_only = true;
-    return reader.flag(option);
-  }
-  if (key == "block") return reader.block(option).map([&](BlockShift shift) { options.block_shift = shift; });
-  if (key == "direct") {
-    constexpr std::array kWords{DirectIo::if_possible, DirectIo::always, DirectIo::never};
-    return reader.word(option, {"auto", "on", "off"}).map([&](std::size_t word) { options.direct = kWords.at(word); });
-  }
-  if (key != "uuid") return failure(reader.unknown(option));
+Result<Identity> read_identity(const SpecReader& reader, const SpecOption& option) {
   auto text = reader.value(option);
   if (!text) return failure(std::move(text.error()));
   const auto uuid = nvme::Uuid::parse(*text);
@@ -126,8 +116,27 @@ Result<void> take_file_option(const SpecReader& reader, const SpecOption& option
     return failure(reader.problem(option, fmt::format("'{}' is not a UUID, which looks like "
                                                       "6c0a1e2b-0f0c-4b0e-9a51-3d5d8a3a9c11",
                                                       printable(*text))));
-  options.identity = identity_of(*uuid);
-  return {};
+  return identity_of(*uuid);
+}
+
+/// What file: and map: have in common. False: the option is none of these.
+template <typename Options>
+Result<bool> take_medium_option(const SpecReader& reader, const SpecOption& option, Options& options) {
+  const std::string& key = option.key.text;
+  if (key == "readonly") {
+    options.read_only = true;
+    return reader.flag(option).map([] { return true; });
+  }
+  if (key == "block")
+    return reader.block(option).map([&](BlockShift shift) {
+      options.block_shift = shift;
+      return true;
+    });
+  if (key != "uuid") return false;
+  return read_identity(reader, option).map([&](const Identity& identity) {
+    options.identity = identity;
+    return true;
+  });
 }
 
 Opened open_file(std::string_view spec, const SpecPart& part, const StoreEnvironment& environment) {
@@ -135,19 +144,44 @@ Opened open_file(std::string_view spec, const SpecPart& part, const StoreEnviron
   if (!part.argument) return failure(reader.missing("the path of a file or a block device"));
   FileOptions options;
   options.name.path = part.argument->text;
-  for (const SpecOption& option : part.options)
-    if (auto taken = take_file_option(reader, option, options); !taken) return failure(std::move(taken.error()));
+  for (const SpecOption& option : part.options) {
+    auto taken = take_medium_option(reader, option, options);
+    if (!taken) return failure(std::move(taken.error()));
+    if (*taken) continue;
+    if (option.key.text != "direct") return failure(reader.unknown(option));
+    constexpr std::array kWords{DirectIo::if_possible, DirectIo::always, DirectIo::never};
+    auto word = reader.word(option, {"auto", "on", "off"});
+    if (!word) return failure(std::move(word.error()));
+    options.direct = kWords.at(*word);
+  }
   return FileStore::create(std::string(spec), options, environment);
 }
 
-constexpr std::array<Kind, 3> kKinds{
-    {{{"file", true}, open_file}, {{"null", false}, open_null}, {{"ram", false}, open_ram}}};
+Opened open_map(std::string_view spec, const SpecPart& part, const StoreEnvironment& environment) {
+  const SpecReader reader(spec, part, "block=512|1024|2048|4096, readonly, uuid=UUID");
+  if (!part.argument) return failure(reader.missing("the path of a memfd, a file or a devdax device"));
+  MapOptions options;
+  options.path = part.argument->text;
+  for (const SpecOption& option : part.options) {
+    auto taken = take_medium_option(reader, option, options);
+    if (!taken) return failure(std::move(taken.error()));
+    if (!*taken) return failure(reader.unknown(option));
+  }
+  return MapStore::create(std::string(spec), options, environment);
+}
+
+constexpr std::array<Kind, 4> kKinds{
+    {{{"file", true}, open_file}, {{"map", true}, open_map}, {{"null", false}, open_null}, {{"ram", false}, open_ram}}};
 
 }  // namespace
 
 std::string_view store_spec_help() noexcept {
   return "file:PATH[,block=512|1024|2048|4096][,readonly][,direct=auto|on|off][,uuid=UUID]\n"
          "                                                             an image or a block device; ',' in PATH: \\,\n"
+         "map:PATH[,block=512|1024|2048|4096][,readonly][,uuid=UUID]   a memfd, a file on tmpfs or hugetlbfs, a "
+         "devdax\n"
+         "                                                             device: without a copy; other files as file: "
+         "does\n"
          "ram:size=SIZE[,block=512|1024|2048|4096][,huge=auto|never][,atomic=auto|in-place]\n"
          "                                                             memory, gone with the process\n"
          "null:size=SIZE[,block=…]                                     zeroes; forgets what is written\n";

@@ -10,6 +10,10 @@
 #include "common/result.h"
 #include "target/store/store.h"
 
+namespace rbt::transport::coherence {
+class Monitor;  // transport/coherence/monitor.h
+}
+
 namespace rbt::target {
 
 class IoEngineFactory;  // io_engine.h
@@ -20,6 +24,10 @@ struct StoreEnvironment {
   Random& random;  ///< identities
   Logger& logger;
   IoEngineFactory* io = nullptr;  ///< how files are read and written; null: io_uring, or threads where it is refused
+  /// Watches what map: serves without a copy; null: what needs to be watched is copied.
+  transport::coherence::Monitor* monitor = nullptr;
+  /// The store is opened to be asked explain() and closed again: nothing is done to it that cannot be undone (seals).
+  bool explain_only = false;
 };
 
 /// What make_store() understands, one line each, for --help.

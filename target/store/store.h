@@ -71,6 +71,7 @@ struct Lease {
   // the store's own:
   std::array<transport::Segment, 4> few{};  ///< room for the common case
   std::uintptr_t token = 0;
+  std::uint64_t pass = 0;
 };
 
 /// What a store can do besides reading and writing.
@@ -154,6 +155,8 @@ class Store {
   [[nodiscard]] virtual const Identity& identity() const noexcept = 0;
   /// As given: for messages.
   [[nodiscard]] virtual const std::string& spec() const noexcept = 0;
+  /// How it is served, and why not better, for people: a few lines, or nothing.
+  [[nodiscard]] virtual std::string explain() const { return {}; }
   /// Makes the store's own memory, if it serves from it, reachable through `domain`. Slow path; before the first lease
   /// of each connection, whose `path_mtu` (as Lease::path_mtu) may decide how blocks are kept whole.
   [[nodiscard]] virtual Result<void> prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) = 0;

@@ -98,7 +98,7 @@ class StoreRig {
     CHECK(buffers_->free_bytes() == buffers_->size());  // every buffer came back
   }
 
-  [[nodiscard]] StoreEnvironment environment() { return {clock, random, journal, io}; }
+  [[nodiscard]] StoreEnvironment environment() { return {clock, random, journal, io, monitor}; }
   [[nodiscard]] Result<std::unique_ptr<Store>> try_open(const std::string& spec) {
     return make_store(spec, environment());
   }
@@ -216,6 +216,7 @@ class StoreRig {
   Journal journal;
   KeyDomain domain;
   IoEngineFactory* io = nullptr;
+  transport::coherence::Monitor* monitor = nullptr;
   [[nodiscard]] transport::Reactor& reactor() { return *reactor_; }
   [[nodiscard]] transport::BufferPool& buffers() { return *buffers_; }
 

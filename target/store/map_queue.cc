@@ -1,0 +1,148 @@
+#include "target/store/map_queue.h"
+
+#include <utility>
+
+#include "target/store/atomicity.h"
+
+namespace rbt::target {
+
+using transport::coherence::Pass;
+using transport::coherence::Passage;
+
+namespace {
+
+void add(std::atomic<std::uint64_t>& tally, std::uint64_t bytes) noexcept {
+  tally.store(tally.load(std::memory_order_relaxed) + bytes, std::memory_order_relaxed);  // one writer
+}
+
+}  // namespace
+
+MapQueue::MapQueue(MapStore& store, const StoreQueueContext& context)
+    : store_(store),
+      tally_(store.new_tally()),
+      in_place_(*this, store.range_lock(), store.block_shift(), context),
+      zeroing_(*this, store.block_shift(), context.reactor) {}
+
+Result<std::unique_ptr<StoreQueue>> MapQueue::open(MapStore& store, const StoreQueueContext& context) {
+  std::unique_ptr<MapQueue> queue(new MapQueue(store, context));
+  auto use = RegionUse::open(store.region(), context.reactor, queue.get());
+  if (!use) return failure(std::move(use.error()));
+  queue->use_ = std::move(*use);
+  queue->access_ = std::make_unique<MapAccess>(store, *queue->use_);
+  if (store.kind() == MapKind::fsdax) {
+    auto file = store.file().open_queue(context);
+    if (!file) return file;
+    queue->file_ = std::move(*file);
+  }
+  return std::unique_ptr<StoreQueue>(std::move(queue));
+}
+
+std::uint64_t MapQueue::bytes(Lba lba) const noexcept {
+  return lba.value() << store_.block_shift().value();
+}
+
+BlockRange MapQueue::blocks(std::uint64_t offset, std::uint64_t length) const noexcept {
+  return {Lba(offset >> store_.block_shift().value()), Blocks(length >> store_.block_shift().value())};
+}
+
+// ---- leases ----
+
+/// Lease::pass: 0, by way of a buffer; else in place, one more than the word of the pass. few[1].lkey: the key.
+void MapQueue::enter(Lease& lease) noexcept {
+  lease.pass = 0;
+  const bool covered = bytes(lease.range.end()) <= store_.mapping()->span().size;
+  // Files outlive this process: a block that it was copying when it was killed would stay torn.
+  const bool torn = lease.intent == Intent::write && tears(lease.path_mtu, store_.block_shift(), true);
+  if (!covered || torn) return;
+  const Pass pass = use_->enter();
+  if (!pass) return;
+  const auto key = store_.lkey(lease);
+  if (!key) {
+    (void)use_->leave(pass);
+    return;
+  }
+  lease.few[1].lkey = *key;  // now, because a fence that does not wait for us takes it away
+  lease.pass = pass.word + 1;
+}
+
+Progress MapQueue::acquire(Lease& lease, StoreRequest& request) {
+  if (lease.intent == Intent::write && store_.read_only()) return Progress::done(StoreStatus::read_only);
+  enter(lease);
+  add(lease.pass != 0 ? tally_->in_place : tally_->through_buffer, bytes(lease.range.end()) - bytes(lease.range.first));
+  return in_place_.acquire(lease, request);
+}
+
+Progress MapQueue::commit(Lease& lease, Durability durability, StoreRequest& request) {
+  return in_place_.commit(lease, durability, request);
+}
+
+void MapQueue::release(Lease& lease) noexcept {
+  in_place_.release(lease);
+  // For reads there is nothing to believe or not: what moved after a fence moved under a key that the adapter refuses.
+  if (lease.pass != 0) (void)use_->leave({lease.pass - 1, true});
+}
+
+std::byte* MapQueue::at(std::uint64_t offset) noexcept {
+  return store_.mapping()->span().data + offset;
+}
+
+StoreStatus MapQueue::fetch(std::uint64_t offset, std::span<std::byte> data) {
+  return access_->read(offset, data);
+}
+
+StoreStatus MapQueue::land(std::uint64_t offset, std::span<const std::byte> data) {
+  return access_->write(offset, data);
+}
+
+Progress MapQueue::landed(Lease& lease, Durability durability, StoreRequest& request) {
+  if (lease.pass == 0) {
+    const bool lasts = durability == Durability::cached || !access_->take_unsynced();
+    return lasts ? Progress::done() : file_->flush(request);
+  }
+  const std::uint64_t offset = bytes(lease.range.first);
+  store_.mapping()->persist(offset, bytes(lease.range.end()) - offset);
+  // Here and not at release(): what came after the fence went to pages that are nobody's, and must not be answered with
+  // success.
+  const Passage passage = use_->leave({std::exchange(lease.pass, 0) - 1, true});
+  return Progress::done(passage == Passage::clean ? StoreStatus::ok : StoreStatus::unavailable);
+}
+
+Progress MapQueue::flush(StoreRequest& request) {
+  return file_ == nullptr || store_.read_only() ? Progress::done() : file_->flush(request);
+}
+
+// ---- zeroes: never by giving pages back, which a registration would not notice ----
+
+Progress MapQueue::discard(std::span<const BlockRange> ranges, StoreRequest& request) {
+  if (store_.read_only()) return Progress::done(StoreStatus::read_only);
+  return zeroing_.discard(ranges, request);
+}
+
+Progress MapQueue::write_zeroes(BlockRange range, Deallocate deallocate, Durability durability, StoreRequest& request) {
+  if (store_.read_only()) return Progress::done(StoreStatus::read_only);
+  if (!store_.file().reaches(bytes(range.end()))) return Progress::done(StoreStatus::out_of_range);
+  if (durability == Durability::durable && file_ != nullptr)
+    return file_->write_zeroes(range, deallocate, durability, request);
+  return zeroing_.write_zeroes(range, deallocate, durability, request);
+}
+
+bool MapQueue::claim(std::uint64_t offset, std::uint64_t length) {
+  return in_place_.claim(blocks(offset, length));
+}
+
+bool MapQueue::zero(std::uint64_t offset, std::uint64_t length) {
+  zero_status_ = access_->zero(offset, length);
+  return zero_status_ == StoreStatus::ok;
+}
+
+std::uint64_t MapQueue::next_data(std::uint64_t offset, std::uint64_t end) noexcept {
+  if (store_.kind() == MapKind::devdax) return offset;  // every byte of it is there
+  return next_data_in_file(store_.file().medium().fd(), offset, end);
+}
+
+/// It failed. A discard was only advice.
+Progress MapQueue::take_over(const ZeroingRest& rest, StoreRequest&) {
+  return Progress::done(rest.ranges.empty() ? zero_status_ : StoreStatus::ok);
+}
+
+}  // namespace rbt::target

@@ -1,0 +1,109 @@
+#pragma once
+// A disk that is memory: a memfd, a file on tmpfs or hugetlbfs, persistent memory. Hosts' data moves straight into and out
+// of its pages by RDMA, with no copy; where that is not possible, or not now, by way of buffers.
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/result.h"
+#include "target/store/file_store.h"
+#include "target/store/map_look.h"
+#include "target/store/mapping.h"
+#include "target/store/range_lock.h"
+#include "target/store/store.h"
+#include "transport/coherence/region.h"
+#include "transport/memory/registered_memory.h"
+
+namespace rbt::target {
+
+struct MapOptions {
+  std::string path;
+  std::optional<BlockShift> block_shift;  ///< none: 512
+  bool read_only = false;
+  std::optional<Identity> identity;  ///< none: the one kept with the file
+};
+
+/// What a queue has moved. Written by its reactor, read by anybody (relaxed: statistics).
+struct alignas(64) MapTally {
+  std::atomic<std::uint64_t> in_place{0};        ///< bytes, in leases on the memory itself
+  std::atomic<std::uint64_t> through_buffer{0};  ///< bytes, in leases on buffers
+};
+
+/// Who can take the pages away decides how it is guarded:
+///  * memfd: sealed against shrinking, growing, punching and writing by others, for good;
+///  * devdax: a device that stays while it is open;
+///  * tmpfs, hugetlbfs, fs-dax: a write lease (a coherence region, restored by itself). While somebody else has the file
+///    open, it is read and written through the descriptor, so that each side sees what the other writes.
+/// What no guard can be had for is served through the descriptor all the time, and what is no memory exactly as file:
+/// does. Thread-safe.
+class MapStore final : public Store {
+ public:
+  [[nodiscard]] static Result<std::unique_ptr<Store>> create(std::string spec, const MapOptions& options,
+                                                             const StoreEnvironment& environment);
+  ~MapStore() override;
+
+  [[nodiscard]] Geometry geometry() const override;
+  void observe(StoreObserver* observer) noexcept override { file_->observe(observer); }
+  [[nodiscard]] const Identity& identity() const noexcept override { return file_->identity(); }
+  [[nodiscard]] const std::string& spec() const noexcept override { return spec_; }
+  [[nodiscard]] Result<void> prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) override;
+  [[nodiscard]] Result<std::unique_ptr<StoreQueue>> open_queue(const StoreQueueContext& context) override;
+  [[nodiscard]] std::string explain() const override;
+
+  // For queues.
+  [[nodiscard]] MapKind kind() const noexcept { return found_.kind; }
+  /// Null: nothing is mapped, everything goes through the descriptor.
+  [[nodiscard]] const Mapping* mapping() const noexcept { return mapping_ ? &*mapping_ : nullptr; }
+  /// The key of the mapping for `lease`; nothing if the lease's domain cannot reach it.
+  [[nodiscard]] std::optional<std::uint32_t> lkey(const Lease& lease) const noexcept;
+  /// What guards the mapping; null: nobody can take it away.
+  [[nodiscard]] transport::coherence::Region* region() const noexcept { return region_.get(); }
+  [[nodiscard]] FileStore& file() const noexcept { return *file_; }
+  [[nodiscard]] RangeLock& range_lock() noexcept { return *range_lock_; }
+  [[nodiscard]] bool read_only() const noexcept { return file_->medium().geometry().read_only; }
+  [[nodiscard]] BlockShift block_shift() const noexcept { return file_->medium().geometry().block_shift; }
+  [[nodiscard]] std::shared_ptr<MapTally> new_tally();
+  /// A copy failed: the log says so, at most once a second.
+  void report(Intent intent, std::uint64_t offset, std::uint64_t length, int error);
+  /// A queue has heard that the region is fenced, or coherent again: the log says so once.
+  void on_region_changed(transport::coherence::RegionState state);
+
+ private:
+  /// Fences and restores; looks before if the file is still long enough.
+  class Guarded;
+  MapStore(std::string spec, MapFound found, const StoreEnvironment& environment);
+  [[nodiscard]] Result<void> open(const MapOptions& options, const StoreEnvironment& environment);
+  [[nodiscard]] Result<void> map();
+  [[nodiscard]] Result<void> seal();
+  void guard(transport::coherence::Monitor* monitor);
+  void begin_guarding();
+  [[nodiscard]] std::string serving() const;
+  [[nodiscard]] std::string totals() const;
+
+  std::string spec_;
+  MapFound found_;
+  const Clock& clock_;
+  Logger& logger_;
+  const bool explain_only_;
+  std::string why_copied_;  // why nothing is mapped, or registered; constant once opened
+  std::optional<Mapping> mapping_;
+  std::optional<transport::RegisteredMemory> registered_;
+  std::optional<RangeLock> range_lock_;
+  std::unique_ptr<FileStore> file_;
+  std::unique_ptr<Guarded> guarded_;
+  std::unique_ptr<transport::coherence::Region> region_;  // before what it fences, and the descriptor it leases, goes
+  std::atomic<bool> away_{false};                         // what the log was told last
+  std::mutex log_mutex_;                                  // guards:
+  std::array<RateLimit, 3> log_limit_;                    // away, back, failures
+  mutable std::mutex mutex_;                              // guards what follows
+  std::vector<const transport::ProtectionDomain*> refused_;
+  std::vector<std::shared_ptr<MapTally>> tallies_;
+};
+
+}  // namespace rbt::target
