@@ -14,6 +14,8 @@
 #include "tools/program/fabrics.h"
 #include "tools/program/options.h"
 #include "tools/rbt-target/configuration.h"
+#include "tools/rbt-target/explain.h"
+#include "transport/coherence/monitor.h"
 
 namespace rbt::tools {
 namespace {
@@ -24,6 +26,7 @@ constexpr Duration kDrain = std::chrono::seconds(10);
 
 constexpr std::string_view kUsageText = R"(Usage: rbt-target --listen URI... --subsystem NQN --store SPEC... [options]
        rbt-target --config FILE.toml [options]
+       rbt-target --explain SPEC...
 
 Serves disks to NVMe-oF hosts until SIGTERM. Prints one line with the word `ready` once it can be connected to.
 
@@ -51,6 +54,7 @@ po::options_description described() {
       "reactors", po::value<std::string>()->value_name("N"), "threads that serve, 1 to 256 (default: 1)")(
       "config", po::value<std::string>()->value_name("FILE"),
       "read all this from a TOML file; other options add to it")(
+      "explain", many("SPEC"), "say how a store would be served, and why not better; serve nothing")(
       "log-level", po::value<std::string>()->value_name("LEVEL"), "debug, info (default), warning, error or off")(
       "version", "print the version")("help,h", "print this text");
   return options;
@@ -158,6 +162,9 @@ Result<void> serve(const Configuration& configuration, Logger& logger) {
   if (!signals) return failure(std::move(signals.error()));
   const SystemClock clock;
   auto random = Random::from_entropy();
+  // Watches what lies under registered memory; stores outlive neither it nor what it needs.
+  auto monitor = transport::coherence::Monitor::start(clock, logger);
+  if (!monitor) logger.warning("{}: files in memory are copied", monitor.error().message());
   Fabrics fabrics(logger, random);
   auto target = target::Target::open({.clock = clock,
                                       .logger = logger,
@@ -165,7 +172,9 @@ Result<void> serve(const Configuration& configuration, Logger& logger) {
                                       .reactors = configuration.reactors,
                                       .limits = configuration.limits});
   if (!target) return failure(std::move(target.error()));
-  if (auto added = add_subsystems(**target, configuration, {.clock = clock, .random = random, .logger = logger});
+  if (auto added = add_subsystems(
+          **target, configuration,
+          {.clock = clock, .random = random, .logger = logger, .monitor = monitor ? monitor->get() : nullptr});
       !added)
     return added;
   auto addresses = listen_everywhere(**target, configuration, fabrics, logger);
@@ -200,6 +209,10 @@ int body(const std::vector<std::string>& words) {
   if (values->count("version")) {
     fmt::print("{}\n", version(kName));
     return kSuccess;
+  }
+  if (values->count("explain")) {
+    const auto explained = explain((*values)["explain"].as<std::vector<std::string>>());
+    return explained ? kSuccess : report(kName, explained.error());
   }
   auto configuration = configure(words, *values, options);
   if (!configuration)
