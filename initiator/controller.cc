@@ -4,17 +4,14 @@
 
 #include <algorithm>
 
+#include "initiator/namespace_list.h"
+
 namespace rbt::initiator {
 
 namespace {
 
 constexpr Duration kStatusPollInterval = std::chrono::milliseconds(10);
-// What one session keeps of namespaces, whatever a controller claims to have.
-constexpr std::size_t kNamespacesMax = 1024;
-constexpr std::uint8_t kCnsNamespace = 0x00;
 constexpr std::uint8_t kCnsController = 0x01;
-constexpr std::uint8_t kCnsActiveList = 0x02;
-constexpr std::uint8_t kCnsDescriptors = 0x03;
 constexpr std::uint8_t kCnsCommandSetController = 0x06;
 
 Error connect_error(const nvme::CompletionQueueEntry& answer, const Association& association) {
@@ -228,56 +225,9 @@ Result<std::uint32_t> Controller::request_queues(std::uint32_t wished, Instant d
 }
 
 Result<std::vector<Namespace>> Controller::list_namespaces(Instant deadline) {
-  std::vector<Nsid> ids;
-  Nsid after(0);
-  for (bool more = true; more;) {
-    nvme_ns_list page{};
-    auto answer = call_ok(admin_, "listing namespaces", nvme::encode_identify({.nsid = after, .cns = kCnsActiveList}),
-                          bytes_of(page), deadline);
-    if (!answer) return failure(std::move(answer.error()));
-    auto parsed = parse_namespace_list(page, after, ids);
-    if (!parsed) return failure(std::move(parsed.error()));
-    if (ids.size() > kNamespacesMax)
-      return failure(
-          ErrorKind::unsupported,
-          fmt::format("the subsystem has more than {} namespaces, the most that one session keeps", kNamespacesMax));
-    if (!ids.empty()) after = ids.back();
-    more = *parsed;
-  }
-  std::vector<Namespace> namespaces;
-  for (const Nsid nsid : ids) {
-    auto one = read_namespace(nsid, deadline);
-    if (!one) return failure(std::move(one.error()));
-    if (*one) namespaces.push_back(**one);
-  }
-  return namespaces;
-}
-
-Result<std::optional<Namespace>> Controller::read_namespace(Nsid nsid, Instant deadline) {
-  Logger& logger = admin_.reactor().logger();
-  nvme_id_ns data{};
-  auto answer = call(admin_, nvme::encode_identify({.nsid = nsid, .cns = kCnsNamespace}), bytes_of(data), deadline);
-  if (!answer) return failure(std::move(answer.error()));
-  if (!answer->status().ok()) {  // it may have gone since it was listed
-    logger.warning("{}: {}", admin_.label(),
-                   status_error(fmt::format("identifying namespace {}", nsid.value()), answer->status()).message());
-    return std::nullopt;
-  }
-  auto parsed = parse_identify_namespace(data, nsid, info_);
-  if (!parsed) {
-    logger.warning("{}: {}", admin_.label(), parsed.error().message());
-    return std::nullopt;
-  }
-  std::array<std::byte, nvme::kIdentifyBytes> descriptors{};
-  answer = call(admin_, nvme::encode_identify({.nsid = nsid, .cns = kCnsDescriptors}), descriptors, deadline);
-  if (!answer) return failure(std::move(answer.error()));
-  if (answer->status().ok() && !parse_namespace_descriptors(descriptors, *parsed)) {  // before NVMe 1.3: no such list
-    logger.warning(
-        "{}: namespace {} cannot be used: it has another command set than NVM, or a broken list of identifiers",
-        admin_.label(), nsid.value());
-    return std::nullopt;
-  }
-  return std::optional<Namespace>(*parsed);
+  return initiator::list_namespaces([&](const nvme::SubmissionQueueEntry& command,
+                                        std::span<std::byte> data) { return call(admin_, command, data, deadline); },
+                                    info_, admin_.reactor().logger(), admin_.label());
 }
 
 Result<void> Controller::read_log(std::uint8_t lid, Bytes offset, std::span<std::byte> out, Instant deadline) {

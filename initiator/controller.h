@@ -55,7 +55,7 @@ class Controller {
 
   /// Feature 07h: how many I/O queues of `wished` (1 to 65535) the controller grants.
   [[nodiscard]] Result<std::uint32_t> request_queues(std::uint32_t wished, Instant deadline);
-  /// CNS 02h, then 00h and 03h of each; those that cannot be used are logged and left out.
+  /// namespace_list.h
   [[nodiscard]] Result<std::vector<Namespace>> list_namespaces(Instant deadline);
   /// `length` bytes of a log page from `offset` on, both multiples of 4.
   [[nodiscard]] Result<void> read_log(std::uint8_t lid, Bytes offset, std::span<std::byte> out, Instant deadline);
@@ -71,7 +71,6 @@ class Controller {
   [[nodiscard]] Result<std::uint64_t> property(nvme::Property which, std::string_view what, Instant deadline);
   [[nodiscard]] Result<void> set_configuration(nvme::Configuration configuration, std::string_view what,
                                                Instant deadline);
-  [[nodiscard]] Result<std::optional<Namespace>> read_namespace(Nsid nsid, Instant deadline);
   /// Turns the reactor for `pause`, or until the queue is gone.
   void pause(Duration pause);
 

@@ -132,8 +132,13 @@ class Session {
   [[nodiscard]] const nvme::HostId& host_id() const noexcept;
   [[nodiscard]] const ControllerInfo& controller() const noexcept;
   /// Active namespaces with whole blocks of 512 to 4096 bytes and no metadata, ascending; others were logged
-  /// and left out.
+  /// and left out. As they were when the session connected.
   [[nodiscard]] std::span<const Namespace> namespaces() const noexcept;
+  /// The same list as it is now: namespaces come, go, grow and shrink (SessionOptions::on_event tells when: type
+  /// NVME_AER_NOTICE, info 0). The copies are the caller's, who keeps those that its requests name. Requests for
+  /// a namespace that has gone fail with invalid_namespace, those behind a new end with lba_out_of_range. Blocks
+  /// for command_timeout per command, two for each namespace; not from a callback. Errors: as admin().
+  [[nodiscard]] Result<std::vector<Namespace>> rescan();
   /// `nsid`, or the only one there is if none is given. Error: not_found, with those there are.
   [[nodiscard]] Result<const Namespace*> find(std::optional<Nsid> nsid) const;
   /// I/O queues that the controller granted: how many queue pairs may be open at a time.

@@ -43,8 +43,8 @@ struct ControllerInfo {
   Abilities abilities;
 };
 
-/// One namespace (NVM 1.0, 4.1.5.1), as it was when the session connected. Lives as long as its session, at
-/// one address.
+/// One namespace (NVM 1.0, 4.1.5.1), as it was when it was read. Session::namespaces() live as long as their
+/// session, at one address.
 struct Namespace {
   Nsid nsid;
   BlockShift block_shift;

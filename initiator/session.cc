@@ -8,6 +8,7 @@
 
 #include "common/check.h"
 #include "initiator/command.h"
+#include "initiator/namespace_list.h"
 
 namespace rbt::initiator {
 
@@ -343,6 +344,16 @@ Result<nvme::CompletionQueueEntry> Session::Implementation::admin(const nvme::Su
   return std::move(*waiting.result);
 }
 
+Result<std::vector<Namespace>> Session::Implementation::rescan() {
+  auto namespaces = list_namespaces(
+      [this](const nvme::SubmissionQueueEntry& command, std::span<std::byte> data) { return admin(command, data); },
+      info(), logger_, controller_->admin().label());
+  if (!namespaces)
+    return rbt::failure(
+        std::move(namespaces.error()).within(fmt::format("reading namespaces of {} again", uri_.to_string())));
+  return namespaces;
+}
+
 // ---- the public face
 
 std::string_view name(SessionState state) noexcept {
@@ -392,6 +403,10 @@ std::span<const Namespace> Session::namespaces() const noexcept {
 }
 std::uint32_t Session::io_queues() const noexcept {
   return implementation_->io_queues();
+}
+
+Result<std::vector<Namespace>> Session::rescan() {
+  return implementation_->rescan();
 }
 
 Result<const Namespace*> Session::find(std::optional<Nsid> nsid) const {

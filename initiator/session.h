@@ -31,6 +31,8 @@ class Session::Implementation final : QueueOwner {
   [[nodiscard]] Result<nvme::CompletionQueueEntry> admin(const nvme::SubmissionQueueEntry& command,
                                                          std::span<std::byte> data);
 
+  [[nodiscard]] Result<std::vector<Namespace>> rescan();
+
   [[nodiscard]] const Uri& uri() const noexcept { return uri_; }
   [[nodiscard]] const Association& association() const noexcept { return controller_->association(); }
   [[nodiscard]] const ControllerInfo& info() const noexcept { return controller_->info(); }
