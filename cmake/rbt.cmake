@@ -13,9 +13,12 @@ pkg_check_modules(VERBS REQUIRED IMPORTED_TARGET libibverbs librdmacm)
 # Of libnvme only the header with the specification's structures is used (its .pc would pull in libraries we do not call).
 find_path(LIBNVME_INCLUDE_DIR nvme/types.h REQUIRED)
 
+# Depend mode spares a run of the preprocessor, which clang could not do over precompiled headers anyway; for the rest see
+# cmake/precompiled.cmake. The sloppiness is about what ccache cannot see within them: definitions, __TIME__.
 find_program(RBT_CCACHE ccache)
 if(RBT_CCACHE)
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${RBT_CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER env CCACHE_DEPEND=1 CCACHE_PCH_EXTSUM=1
+      CCACHE_SLOPPINESS=pch_defines,time_macros ${RBT_CCACHE})
 endif()
 
 # Everything that is only ours: warnings, sanitizers. Never exported to those who link us.
@@ -23,6 +26,8 @@ add_library(rbt_build_flags INTERFACE)
 target_compile_options(rbt_build_flags INTERFACE
   -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wswitch-enum -Wnon-virtual-dtor -Werror
   -fno-omit-frame-pointer
+  # everywhere the same, so that precompiled headers serve libraries and programs; nobody replaces our functions at run time
+  -fPIC -fno-semantic-interposition
   # gcc 12 sees uninitialised members in every other std::optional; clang, which builds all of this too, does not
   "$<$<CXX_COMPILER_ID:GNU>:-Wno-interference-size;-Wno-maybe-uninitialized>")
 if(RBT_SANITIZE)
@@ -39,6 +44,8 @@ if(RBT_FUZZ)
   target_compile_options(rbt_build_flags INTERFACE -fsanitize=fuzzer-no-link)
 endif()
 
+include(cmake/precompiled.cmake)
+
 # rbt_library(NAME SOURCES … HEADERS … LINK … PRIVATE_LINK …): librbt-NAME, alias rbt::NAME; HEADERS (public ones) are
 # installed below rbt/<folder>/.
 function(rbt_library name)
@@ -49,7 +56,8 @@ function(rbt_library name)
   target_include_directories(rbt-${name} PUBLIC
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/rbt>)
   target_compile_features(rbt-${name} PUBLIC cxx_std_20)
-  target_link_libraries(rbt-${name} PUBLIC ${ARG_LINK} PRIVATE $<BUILD_INTERFACE:rbt_build_flags> ${ARG_PRIVATE_LINK})
+  target_link_libraries(rbt-${name} PUBLIC ${ARG_LINK} PRIVATE ${ARG_PRIVATE_LINK})
+  rbt_compiled_as(rbt-${name} code)
   set_property(GLOBAL APPEND PROPERTY RBT_LIBRARIES rbt-${name})
   file(RELATIVE_PATH folder ${PROJECT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR})
   foreach(header IN LISTS ARG_HEADERS)
@@ -59,11 +67,20 @@ function(rbt_library name)
   endforeach()
 endfunction()
 
+# rbt_test_library(NAME SOURCES … LINK …): what several tests share.
+function(rbt_test_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LINK" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(${name} PUBLIC ${ARG_LINK})
+  rbt_compiled_as(${name} test)
+endfunction()
+
 # rbt_test(NAME LABEL unit|wire|sim|shm|… SOURCES … LINK …): one Catch2 program, one CTest test.
 function(rbt_test name)
   cmake_parse_arguments(ARG "" "LABEL;TIMEOUT" "SOURCES;LINK" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
-  target_link_libraries(${name} PRIVATE rbt_build_flags rbt_catch_main ${ARG_LINK})
+  target_link_libraries(${name} PRIVATE rbt_catch_main ${ARG_LINK})
+  rbt_compiled_as(${name} test)
   add_test(NAME ${name} COMMAND ${name})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
@@ -83,8 +100,8 @@ function(rbt_fuzzer name)
   endif()
   add_executable(${name} ${ARG_SOURCES})
   add_dependencies(fuzzers ${name})
-  target_link_libraries(${name} PRIVATE rbt_build_flags ${ARG_LINK})
-  target_compile_options(${name} PRIVATE -fsanitize=fuzzer)
+  target_link_libraries(${name} PRIVATE ${ARG_LINK})
+  rbt_compiled_as(${name} code)
   target_link_options(${name} PRIVATE -fsanitize=fuzzer)
   add_test(NAME ${name} COMMAND ${name} -max_total_time=20 -timeout=10 -print_final_stats=1
            ${CMAKE_CURRENT_BINARY_DIR}/corpus-${name} ${CMAKE_CURRENT_SOURCE_DIR}/corpus/${name})

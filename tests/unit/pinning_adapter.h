@@ -15,14 +15,17 @@
 
 #include <string>
 
-#include "transport/memory_region.h"
+#include "tests/unit/coherence_table.h"
 
 namespace rbt::test {
 
 class PinnedRegion final : public transport::MemoryRegion {
  public:
-  PinnedRegion(const transport::MemorySpan& memory, std::uint32_t key) : MemoryRegion(memory, key, key) {}
+  PinnedRegion(const transport::MemorySpan& memory, std::uint32_t key, std::atomic<PinnedRegion*>& newest)
+      : MemoryRegion(memory, key, key), newest_(newest) {}
   ~PinnedRegion() override {
+    PinnedRegion* self = this;
+    newest_.compare_exchange_strong(self, nullptr);
     if (open_) ::io_uring_queue_exit(&ring_);
     if (file_ >= 0) ::close(file_);
   }
@@ -32,7 +35,9 @@ class PinnedRegion final : public transport::MemoryRegion {
     if (const int error = ::io_uring_queue_init(4, &ring_, 0); error < 0) return -error;
     open_ = true;
     const iovec buffer{span_.data, span_.size};
-    return -::io_uring_register_buffers(&ring_, &buffer, 1);
+    if (const int error = ::io_uring_register_buffers(&ring_, &buffer, 1); error < 0) return -error;
+    newest_ = this;
+    return 0;
   }
   /// The adapter writes into memory (an RDMA READ's response arrives). True: it completed with success.
   [[nodiscard]] bool write(std::size_t offset, const std::string& text) {
@@ -65,27 +70,34 @@ class PinnedRegion final : public transport::MemoryRegion {
     ::io_uring_cqe_seen(&ring_, cqe);
     return done;
   }
+  std::atomic<PinnedRegion*>& newest_;  // the domain's
   io_uring ring_{};
   bool open_ = false;
   int file_ = -1;
 };
 
 /// One memory at a time.
-class PinningDomain final : public transport::ProtectionDomain {
+class PinningDomain final : public AdapterDomain {
  public:
   Result<std::unique_ptr<transport::MemoryRegion>> register_memory(const transport::MemorySpan& memory,
                                                                    transport::RemoteAccess) override {
-    auto region = std::make_unique<PinnedRegion>(memory, ++key_);
+    auto region = std::make_unique<PinnedRegion>(memory, ++key_, newest_);
     if (const int error = region->pin(); error != 0) return errno_failure(error, "pinning memory");
-    last = region.get();
     return region;
   }
   std::string_view name() const noexcept override { return "pinning"; }
-  /// The newest registration: dereferenced only while it is registered.
-  std::atomic<PinnedRegion*> last{nullptr};
+  [[nodiscard]] bool write(std::size_t offset, const std::string& text) override {
+    PinnedRegion* const region = newest_;
+    return region != nullptr && region->write(offset, text);
+  }
+  [[nodiscard]] std::string read(std::size_t offset, std::size_t size) override {
+    PinnedRegion* const region = newest_;
+    return region == nullptr ? std::string() : region->read(offset, size);
+  }
 
  private:
   std::uint32_t key_ = 0;
+  std::atomic<PinnedRegion*> newest_{nullptr};
 };
 
 }  // namespace rbt::test

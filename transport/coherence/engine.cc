@@ -60,10 +60,10 @@ bool Engine::hear(RegionBody& body, Instant now) noexcept {
     case RegionState::restoring:                // nobody uses it; what restore() is registering now, it will undo
       ++body.counters.events;
       body.advance(RegionState::fenced, RegionBody::Epoch::next);
-      answer(body);
+      body.counters.last_change = answer(body);
       break;
     case RegionState::fenced:
-    case RegionState::gone: answer(body); break;
+    case RegionState::gone: (void)answer(body); break;
   }
   return true;
 }
@@ -125,7 +125,7 @@ void Engine::finish(RegionBody& body, RegionState to, Instant now) noexcept {
   body.advance(to);
   active_.remove(body);
   body.phase = Phase::idle;
-  answer(body);
+  body.counters.last_change = answer(body);
   body.counters.blocked_last = clock_.now() - body.since;
   body.counters.blocked_max = std::max(body.counters.blocked_max, body.counters.blocked_last);
   body.notify(RegionBody::fenced);
@@ -138,11 +138,11 @@ void Engine::finish(RegionBody& body, RegionState to, Instant now) noexcept {
   settled_.notify_all();
 }
 
-void Engine::answer(RegionBody& body) noexcept {
+Change Engine::answer(RegionBody& body) noexcept {
   const Change change = std::max(body.change, body.acknowledge());
   body.change = Change::none;
-  if (change != Change::none) body.counters.last_change = change;
   listen_again(body);
+  return change;
 }
 
 void Engine::listen_again(RegionBody& body) noexcept {

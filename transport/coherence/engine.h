@@ -54,7 +54,7 @@ class Engine {
   bool step(RegionBody& body, Instant now) noexcept;
   void begin_fence(RegionBody& body) noexcept;
   void finish(RegionBody& body, RegionState to, Instant now) noexcept;
-  void answer(RegionBody& body) noexcept;
+  Change answer(RegionBody& body) noexcept;
   void listen_again(RegionBody& body) noexcept;
   [[nodiscard]] RegionBody* find(std::uint64_t tag) noexcept;
   [[nodiscard]] int sleep_ms() noexcept;
