@@ -161,6 +161,7 @@ void Command::copy_in(const InCapsuleData& data) noexcept {
     from = from.subspan(length);
   }
   check(from.empty(), "a lease holds all of its range");
+  if (plan_.memory == Plan::Memory::blocks) connection_->reactor().count_copy(plan_.bytes);
 }
 
 bool Command::post_reads() {

@@ -35,6 +35,8 @@ class ServedNamespace {
   [[nodiscard]] NamespaceCounters& counters() const noexcept { return counters_; }
   /// After prepare().
   [[nodiscard]] StoreQueue& queue() const noexcept { return *queue_; }
+  /// StoreQueue::bytes_copied(); any time.
+  [[nodiscard]] std::uint64_t bytes_copied() const noexcept { return queue_ != nullptr ? queue_->bytes_copied() : 0; }
   /// Makes it usable here by connections that reach it so. Any number of times.
   [[nodiscard]] Result<void> prepare(const Reach& reach);
 

@@ -265,6 +265,12 @@ ReactorStatistics ReactorContext::statistics() const {
   statistics.connections = connections_.size() + buried_.size();  // until their memory is back
   statistics.buffers_free = buffers_->free_bytes();
   statistics.buffers_size = buffers_->size();
+  statistics.bytes_copied = bytes_copied_;
+  for (const auto& table : namespaces_) {
+    if (table == nullptr) continue;
+    for (const auto& ns : table->all())
+      statistics.bytes_copied += ns->bytes_copied();
+  }
   for (const auto& group : groups_)
     statistics.groups.push_back({std::string(group->fabric().name()), group->group().counters()});
   return statistics;

@@ -91,6 +91,8 @@ class ReactorContext {
   /// Lets what is in flight finish until `deadline`, then closes all.
   void drain(Instant deadline);
   [[nodiscard]] ReactorStatistics statistics() const;
+  /// A command's data was copied out of its capsule.
+  void count_copy(std::size_t bytes) noexcept { bytes_copied_ += bytes; }
   /// Frees what must be freed on this thread: no connection is left.
   void close_stores() noexcept {
     namespaces_.clear();
@@ -130,6 +132,7 @@ class ReactorContext {
   std::unordered_map<std::uint64_t, std::unique_ptr<Connection>> connections_;
   std::vector<std::unique_ptr<Connection>> buried_;
   std::uint64_t last_id_ = 0;
+  std::uint64_t bytes_copied_ = 0;  // in-capsule data; store queues count theirs
   std::array<RateLimit, kLogCauses> log_limits_;
   std::atomic<std::uint32_t> load_{0};
   Instant drain_deadline_{};

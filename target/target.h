@@ -83,6 +83,9 @@ struct ReactorStatistics {
   std::size_t connections = 0;
   Bytes buffers_free;
   Bytes buffers_size;
+  /// By rbt's own code, of blocks' data: in-capsule data, and what stores copy in memory. The fabrics' copies, if there
+  /// are any, are counted by them (PollGroupCounters::bytes_copied).
+  std::uint64_t bytes_copied = 0;
   struct Group {
     std::string fabric;
     transport::PollGroupCounters counters;

@@ -3,11 +3,14 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <utility>
 
 #include "common/log.h"
 #include "common/result.h"
 #include "target/store/atomicity.h"
+#include "target/store/block_table.h"
 #include "target/store/range_lock.h"
 #include "target/store/store.h"
 #include "transport/memory/registered_memory.h"
@@ -20,6 +23,15 @@ struct RamOptions {
   BlockShift block_shift;
   transport::HugePages huge_pages = transport::HugePages::if_any;
   Atomicity atomicity = Atomicity::automatic;
+};
+
+/// What atomic=shadow adds: places that are no blocks for the moment, in a memfd of their own, and the table.
+struct RamShadow {
+  RamShadow(Blocks blocks, Blocks spare, transport::SharedMemory given)
+      : memory(std::move(given)), registered(memory.span(), transport::RemoteAccess::none), table(blocks, spare) {}
+  transport::SharedMemory memory;
+  transport::RegisteredMemory registered;
+  BlockTable table;
 };
 
 /// One memfd. A lease is the blocks themselves. Pages come with the first touch, all of them with the first registration
@@ -43,7 +55,11 @@ class RamStore final : public Store {
   [[nodiscard]] BlockShift block_shift() const noexcept { return options_.block_shift; }
   [[nodiscard]] Bytes size() const noexcept { return options_.size; }
   [[nodiscard]] RangeLock& range_lock() noexcept { return range_lock_; }
-  /// Whether a write of that connection goes by way of a buffer.
+  /// in_place or shadow: settled by then at the latest, for good.
+  [[nodiscard]] Atomicity settle() noexcept;
+  /// After settle() has said so.
+  [[nodiscard]] RamShadow& shadow() noexcept { return *shadow_; }
+  /// Whether a write in place of that connection goes by way of a buffer.
   [[nodiscard]] bool stages(std::uint32_t path_mtu) const noexcept {
     return options_.atomicity != Atomicity::in_place && tears(path_mtu, options_.block_shift, false);
   }
@@ -59,7 +75,18 @@ class RamStore final : public Store {
   transport::RegisteredMemory registered_;
   Logger& logger_;
   RangeLock range_lock_;
-  std::atomic<bool> warned_{false};  // that blocks may be torn; set once
+  /// With blocks of 512, packets hold a block almost everywhere: then waiting and buffers are the lesser evil.
+  [[nodiscard]] bool may_shadow() const noexcept {
+    return options_.atomicity == Atomicity::shadow ||
+           (options_.atomicity == Atomicity::automatic && options_.block_shift.block_size() > 512);
+  }
+  [[nodiscard]] Result<void> make_shadow();
+  void choose(std::uint32_t path_mtu);
+  [[nodiscard]] Result<void> ensure(transport::RegisteredMemory& memory, transport::ProtectionDomain& domain) const;
+  std::mutex settling_;                // guards changes of settled_ and shadow_
+  std::unique_ptr<RamShadow> shadow_;  // made before settled_ says shadow
+  std::atomic<Atomicity> settled_;     // released by who settles, acquired by everybody
+  std::atomic<bool> warned_{false};    // that blocks may be torn; set once
 };
 
 }  // namespace rbt::target

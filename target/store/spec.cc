@@ -65,12 +65,13 @@ Result<Bytes> whole_size(const SpecReader& reader, const Sized& sized) {
 }
 
 Result<Atomicity> read_atomicity(const SpecReader& reader, const SpecOption& option) {
-  constexpr std::array kWords{Atomicity::automatic, Atomicity::in_place};
-  return reader.word(option, {"auto", "in-place"}).map([&](std::size_t word) { return kWords.at(word); });
+  constexpr std::array kWords{Atomicity::automatic, Atomicity::in_place, Atomicity::shadow};
+  return reader.word(option, {"auto", "in-place", "shadow"}).map([&](std::size_t word) { return kWords.at(word); });
 }
 
 Opened open_ram(std::string_view spec, const SpecPart& part, const StoreEnvironment& environment) {
-  const SpecReader reader(spec, part, "size=SIZE, block=512|1024|2048|4096, huge=auto|never, atomic=auto|in-place");
+  const SpecReader reader(spec, part,
+                          "size=SIZE, block=512|1024|2048|4096, huge=auto|never, atomic=auto|in-place|shadow");
   Sized sized;
   RamOptions options;
   for (const SpecOption& option : part.options) {
@@ -182,7 +183,7 @@ std::string_view store_spec_help() noexcept {
          "devdax\n"
          "                                                             device: without a copy; other files as file: "
          "does\n"
-         "ram:size=SIZE[,block=512|1024|2048|4096][,huge=auto|never][,atomic=auto|in-place]\n"
+         "ram:size=SIZE[,block=512|1024|2048|4096][,huge=auto|never][,atomic=auto|in-place|shadow]\n"
          "                                                             memory, gone with the process\n"
          "null:size=SIZE[,block=…]                                     zeroes; forgets what is written\n";
 }

@@ -25,15 +25,23 @@ using namespace rbt;
 using namespace rbt::target;
 
 constexpr std::uint64_t kSize = 64 * kMiB;
-constexpr std::uint64_t kBlocks = kSize / 4096;
+
+/// What an I/O looks like.
+struct Shape {
+  std::uint64_t block = 4096;
+  std::uint64_t bytes = 4096;
+  std::uint32_t path_mtu = 0;  // smaller than `block`: ram in place goes by way of a buffer
+};
 
 /// One request that begins again as soon as it has ended.
 class Runner final : public StoreRequest {
  public:
-  void start(StoreQueue& queue, Intent intent, Random& random) {
+  void start(StoreQueue& queue, Intent intent, Random& random, const Shape& shape) {
     queue_ = &queue;
     random_ = &random;
+    shape_ = shape;
     lease_.intent = intent;
+    lease_.path_mtu = shape.path_mtu;
     next();
   }
   void on_store_done(StoreStatus status) override {
@@ -48,7 +56,8 @@ class Runner final : public StoreRequest {
   /// Begins the next I/O if the last one has ended.
   void next() {
     busy = true;
-    lease_.range = {Lba(random_->below(kBlocks)), Blocks(1)};
+    lease_.range = {Lba(random_->below(kSize / shape_.bytes) * (shape_.bytes / shape_.block)),
+                    Blocks(shape_.bytes / shape_.block)};
     committing_ = false;
     const Progress progress = queue_->acquire(lease_, *this);
     if (!progress.pending) on_store_done(progress.status);
@@ -63,11 +72,12 @@ class Runner final : public StoreRequest {
   }
   StoreQueue* queue_ = nullptr;
   Random* random_ = nullptr;
+  Shape shape_;
   Lease lease_;
   bool committing_ = false;
 };
 
-void run(benchmark::State& state, const std::string& spec, IoEngineFactory* io, Intent intent) {
+void run(benchmark::State& state, const std::string& spec, IoEngineFactory* io, Intent intent, const Shape& shape) {
   SystemClock clock;
   Random random(1);
   auto reactor = transport::Reactor::create(clock, null_logger()).value();
@@ -77,7 +87,7 @@ void run(benchmark::State& state, const std::string& spec, IoEngineFactory* io, 
   auto queue = (*store)->open_queue({*reactor, *buffers}).value();
   std::vector<Runner> runners(static_cast<std::size_t>(state.range(0)));
   for (Runner& runner : runners)
-    runner.start(*queue, intent, random);
+    runner.start(*queue, intent, random, shape);
   std::uint64_t ended = 0;  // that no iteration has counted yet
   for (auto _ : state) {    // one I/O each
     while (ended == 0) {
@@ -133,17 +143,30 @@ int main(int argc, char** argv) {
     const char* name;
     std::string spec;
     IoEngineFactory* io;
+    Shape shape = {};
   };
   const std::string file = "file:" + image.path() + ",block=4096,";
-  const std::vector<Way> ways{
-      {"ram", "ram:size=64MiB,block=4096", nullptr},           {"null", "null:size=64MiB,block=4096", nullptr},
-      {"file/io_uring/cached", file + "direct=off", nullptr},  {"file/threads/cached", file + "direct=off", &threads},
-      {"file/io_uring/direct", file + "direct=auto", nullptr}, {"file/threads/direct", file + "direct=auto", &threads},
-      {"file/unfixed/cached", file + "direct=off", unfixed},   {"file/unfixed/direct", file + "direct=auto", unfixed}};
+  const std::vector<Way> ways{{"ram", "ram:size=64MiB,block=4096,atomic=in-place", nullptr},
+                              {"ram/shadow", "ram:size=64MiB,block=4096,atomic=shadow", nullptr},
+                              {"ram/staged", "ram:size=64MiB,block=4096", nullptr, {4096, 4096, 1024}},
+                              {"ram/4KiB-of-512", "ram:size=64MiB,atomic=in-place", nullptr, {512, 4096}},
+                              {"ram/shadow/4KiB-of-512", "ram:size=64MiB,atomic=shadow", nullptr, {512, 4096}},
+                              {"ram/128KiB", "ram:size=64MiB,block=4096,atomic=in-place", nullptr, {4096, 131072}},
+                              {"ram/shadow/128KiB", "ram:size=64MiB,block=4096,atomic=shadow", nullptr, {4096, 131072}},
+                              {"ram/128KiB-of-512", "ram:size=64MiB,atomic=in-place", nullptr, {512, 131072}},
+                              {"ram/shadow/128KiB-of-512", "ram:size=64MiB,atomic=shadow", nullptr, {512, 131072}},
+                              {"null", "null:size=64MiB,block=4096", nullptr},
+                              {"file/io_uring/cached", file + "direct=off", nullptr},
+                              {"file/threads/cached", file + "direct=off", &threads},
+                              {"file/io_uring/direct", file + "direct=auto", nullptr},
+                              {"file/threads/direct", file + "direct=auto", &threads},
+                              {"file/unfixed/cached", file + "direct=off", unfixed},
+                              {"file/unfixed/direct", file + "direct=auto", unfixed}};
   for (const Way& way : ways)
     for (const Intent intent : {Intent::read, Intent::write})
-      benchmark::RegisterBenchmark((std::string(way.name) + (intent == Intent::read ? "/read" : "/write")).c_str(),
-                                   [&way, intent](benchmark::State& state) { run(state, way.spec, way.io, intent); })
+      benchmark::RegisterBenchmark(
+          (std::string(way.name) + (intent == Intent::read ? "/read" : "/write")).c_str(),
+          [&way, intent](benchmark::State& state) { run(state, way.spec, way.io, intent, way.shape); })
           ->Arg(1)
           ->Arg(32)
           ->UseRealTime();

@@ -50,6 +50,7 @@ TEST_CASE("The counting allocator counts") {
 }
 
 TEST_CASE("In steady state neither side allocates: reads, writes, flushes, discards, from every kind of memory") {
+  const std::string spec = GENERATE("ram:size=64MiB", "ram:size=64MiB,atomic=shadow");
   transport::sim::Network network;
   Random random(1);
   auto target_reactor =
@@ -62,9 +63,9 @@ TEST_CASE("In steady state neither side allocates: reads, writes, flushes, disca
   const auto nqn = nvme::Nqn::parse("nqn.2024-01.io.example:mill").value();
   REQUIRE(target->add_subsystem(nqn, {.allow_any_host = true}));
   REQUIRE(target->add_namespace(
-      nqn, std::move(target::make_store("ram:size=64MiB",
-                                        {.clock = network.clock(), .random = random, .logger = null_logger()})
-                         .value())));
+      nqn,
+      std::move(
+          target::make_store(spec, {.clock = network.clock(), .random = random, .logger = null_logger()}).value())));
   Uri uri = Uri::parse("nvme+sim://target/nqn.2024-01.io.example:mill/1").value();
   REQUIRE(target->listen(network.fabric("target"), uri));
   REQUIRE(target->start());

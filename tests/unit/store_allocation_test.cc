@@ -116,11 +116,14 @@ TEST_CASE("No store allocates memory per I/O") {
   TemporaryDirectory directory;
   ThreadFactory threads;
   StoreRig rig;
-  const auto [kind, over_threads] =
-      GENERATE(table<std::string, bool>({{"file", false}, {"file", true}, {"ram", false}, {"null", false}}));
+  const auto [kind, over_threads] = GENERATE(
+      table<std::string, bool>({{"file", false}, {"file", true}, {"ram", false}, {"shadow", false}, {"null", false}}));
   if (over_threads) rig.io = &threads;
   const std::string size = ":size=16MiB";
-  rig.open(kind == "file" ? "file:" + directory.make("image", 16 * kMiB) : kind + size);
+  if (kind == "shadow")
+    rig.open("ram" + size + ",atomic=shadow");  // 4 MiB to land in: eight requests have room
+  else
+    rig.open(kind == "file" ? "file:" + directory.make("image", 16 * kMiB) : kind + size);
   Load load(rig);
   for (int i = 0; i < 10; ++i)
     load.run();  // grows to its working size

@@ -77,7 +77,7 @@ TEST_CASE("An option that is wrong is named, with what is allowed") {
   StoreRig rig;
   CHECK(rig.open_error("ram:size=1MiB,blok=512") ==
         "store 'ram:size=1MiB,blok=512': 'blok' is no option of ram: size=SIZE, block=512|1024|2048|4096, "
-        "huge=auto|never, atomic=auto|in-place\n  ram:size=1MiB,blok=512\n                ^");
+        "huge=auto|never, atomic=auto|in-place|shadow\n  ram:size=1MiB,blok=512\n                ^");
   CHECK(rig.open_error("ram:") == "store 'ram:': size=, like size=1GiB, is missing\n  ram:\n      ^");
   CHECK(rig.open_error("null:block=512") ==
         "store 'null:block=512': size=, like size=1GiB, is missing\n  null:block=512\n                ^");
