@@ -1,9 +1,12 @@
 // The map store over files in memory that others may open: the lease, and what happens when somebody breaks it.
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <thread>
 
@@ -330,4 +333,78 @@ TEST_CASE("Two hundred breaks of a lease under reads and writes lose nothing") {
   CHECK(longest < std::chrono::seconds(1));
   rig.run_until([&] { return serves_in_place(rig); });
   CHECK(rig.must_read(2, 1) == std::vector<std::byte>(4096, std::byte{static_cast<unsigned char>(round)}));
+}
+
+namespace {
+
+constexpr std::uint64_t kRun = 8;           // blocks of one write
+constexpr std::uint64_t kRuns = 16;         // places that are written in turn
+constexpr std::size_t kWords = 4096 / 8;    // of a block
+constexpr std::uint64_t kNumberMask = ~0U;  // of the write, in the lower half of each word
+
+/// A run of blocks, every word of which says which block it belongs to and which write it is of.
+std::vector<std::byte> run_of(std::uint64_t number) {
+  std::vector<std::uint64_t> words(kRun * kWords);
+  for (std::size_t i = 0; i < words.size(); ++i)
+    words[i] = (number % kRuns * kRun + i / kWords) << 32 | number;
+  std::vector<std::byte> bytes(words.size() * 8);
+  std::memcpy(bytes.data(), words.data(), bytes.size());
+  return bytes;
+}
+
+/// Another process: writes, and says of each write that was acknowledged that it was.
+[[noreturn]] void write_until_killed(const std::string& path, int acknowledged, std::uint64_t number) {
+  Journal journal;
+  StoreRig rig;
+  const auto monitor = Monitor::start(rig.clock, journal).value();
+  rig.monitor = monitor.get();
+  rig.open("map:" + path + ",block=4096");
+  while (true) {
+    ++number;
+    if (rig.write(number % kRuns * kRun, run_of(number)) != StoreStatus::ok) ::_exit(1);
+    if (::write(acknowledged, &number, sizeof number) != sizeof number) ::_exit(2);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("Whoever kills the target, what was acknowledged is there, and every block is whole") {
+  const Image image;
+  Random random(7);
+  std::array<std::uint64_t, kRuns> acknowledged{};
+  std::uint64_t last = 0;
+  for (int kill = 0; kill < 100; ++kill) {
+    std::array<int, 2> ends{};
+    REQUIRE(::pipe(ends.data()) == 0);
+    const pid_t child = ::fork();
+    REQUIRE(child >= 0);
+    if (child == 0) write_until_killed(image.path, ends[1], last);
+    ::close(ends[1]);
+    // It has begun; then at some moment.
+    std::uint64_t number = 0;
+    const auto left = static_cast<int>(random.below(200));
+    for (int i = 0; i <= left && ::read(ends[0], &number, sizeof number) == sizeof number; ++i)
+      acknowledged[number % kRuns] = last = number;
+    ::kill(child, SIGKILL);
+    while (::read(ends[0], &number, sizeof number) == sizeof number)
+      acknowledged[number % kRuns] = last = number;
+    ::close(ends[0]);
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    REQUIRE((WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL));
+
+    const int fd = ::open(image.path.c_str(), O_RDONLY | O_CLOEXEC);
+    REQUIRE(fd >= 0);
+    for (std::uint64_t lba = 0; lba < kRun * kRuns; ++lba) {
+      std::array<std::uint64_t, kWords> words{};
+      REQUIRE(::pread(fd, words.data(), 4096, static_cast<off_t>(lba * 4096)) == 4096);
+      if (std::any_of(words.begin(), words.end(), [&](std::uint64_t word) { return word != words[0]; }))
+        FAIL("block " << lba << " is of two writes");
+      if ((words[0] & kNumberMask) < acknowledged[lba / kRun]) FAIL("block " << lba << " lost an acknowledged write");
+      if (words[0] != 0 && words[0] >> 32 != lba) FAIL("block " << lba << " holds another's data");
+    }
+    ::close(fd);
+    last += kRuns;  // a write that was cut off may have had the next number
+  }
+  CHECK(last > 100 * kRuns);
 }
