@@ -1,6 +1,7 @@
 // rbt-target: serves disks over NVMe/RDMA and over shared memory.
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
@@ -137,6 +138,26 @@ Result<std::string> listen_everywhere(target::Target& target, const Configuratio
   return addresses;
 }
 
+// Every store has descriptors of its own: what the machine allows us is ours to use. Returns what that is.
+rlim_t raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return 0;
+  limit.rlim_cur = limit.rlim_max;
+  static_cast<void>(::setrlimit(RLIMIT_NOFILE, &limit));  // up to what is ours anyway
+  return limit.rlim_max;
+}
+
+// Too many namespaces for the limit fail in many words and places: that no descriptor is left is what they have in common.
+Error with_descriptor_limit(Error error, rlim_t limit) {
+  if (const int probe = ::dup(STDERR_FILENO); probe >= 0) {
+    ::close(probe);
+    return error;
+  }
+  return Error(error.kind(), fmt::format("{}; all {} file descriptors are in use, and a namespace needs at least one: "
+                                         "raise the hard limit (`ulimit -Hn`, LimitNOFILE= of the service)",
+                                         error.message(), limit));
+}
+
 // SIGTERM, SIGINT: as a descriptor, blocked in every thread before the first one starts.
 Result<int> signals_as_descriptor() {
   sigset_t set;
@@ -160,6 +181,7 @@ void wait_for_signal(int fd) {
 Result<void> serve(const Configuration& configuration, Logger& logger) {
   auto signals = signals_as_descriptor();
   if (!signals) return failure(std::move(signals.error()));
+  const rlim_t descriptors = raise_descriptor_limit();
   const SystemClock clock;
   auto random = Random::from_entropy();
   // Watches what lies under registered memory; stores outlive neither it nor what it needs.
@@ -176,7 +198,7 @@ Result<void> serve(const Configuration& configuration, Logger& logger) {
           **target, configuration,
           {.clock = clock, .random = random, .logger = logger, .monitor = monitor ? monitor->get() : nullptr});
       !added)
-    return added;
+    return failure(with_descriptor_limit(std::move(added.error()), descriptors));
   auto addresses = listen_everywhere(**target, configuration, fabrics, logger);
   if (!addresses) return failure(std::move(addresses.error()));
   if (auto started = (*target)->start(); !started) return started;
