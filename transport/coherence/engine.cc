@@ -63,7 +63,11 @@ bool Engine::hear(RegionBody& body, Instant now) noexcept {
       body.counters.last_change = answer(body);
       break;
     case RegionState::fenced:
-    case RegionState::gone: (void)answer(body); break;
+    case RegionState::gone:
+      // What was discarded first and is unmapped now: its owner need not wait for the discarding any more.
+      if (const Change change = answer(body); change == Change::unmapped || change == Change::moved)
+        body.counters.last_change = change;
+      break;
   }
   return true;
 }
