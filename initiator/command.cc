@@ -144,7 +144,9 @@ QueuePair::Implementation::~Implementation() {
 
 Result<void> QueuePair::Implementation::prepare(Bytes buffers) {
   commands_.resize(Queue::kDepthMax);
-  reachable_ = std::make_unique<ReachableMemory>(context_.registrations, queue_.domain());
+  reachable_ = std::make_unique<transport::RegistrationView>(context_.registrations, queue_.domain(), queue_.reactor(),
+                                                             [this] { on_memory_overdue(); });
+  if (auto started = reachable_->start(); !started) return started;
   const transport::MemoryRegion* const bounce = queue_.pool().memory().in(queue_.domain());
   bounce_rkey_ = bounce->rkey();
   bounce_lkey_ = bounce->lkey();
@@ -175,8 +177,11 @@ Submitted QueuePair::Implementation::submit(Request& request) {
   request.failed_at_ = 0;
   request.commands_ = 0;
   issue(request);
-  if (request.commands_ == 0) return queue_.live() ? Submitted::full : Submitted::dead;
-  if (request.sent_ != total(request)) unfinished_ = &request;
+  if (request.commands_ == 0) {
+    if (request.outcome == Outcome::unmapped) return Submitted::refused;
+    return queue_.live() ? Submitted::full : Submitted::dead;
+  }
+  if (request.outcome == Outcome::pending && request.sent_ != total(request)) unfinished_ = &request;
   request.in_flight_ = true;
   ++in_flight_;
   ++counters_.requests;
@@ -193,7 +198,8 @@ void QueuePair::Implementation::issue(Request& request) {
   }
 }
 
-// The next command of the request. False: no buffer, or the queue is not live; the slot is free again.
+// The next command of the request. False: no buffer, or the queue is not live, or its data is nowhere (then the outcome is
+// set); the slot is free again.
 bool QueuePair::Implementation::issue_one(Request& request, std::uint32_t slot) {
   Command& command = commands_[slot];
   command = {
@@ -219,7 +225,7 @@ bool QueuePair::Implementation::issue_one(Request& request, std::uint32_t slot) 
   entry.sgl = nvme::encode_data_pointer(data.pointer);
   const Duration timeout = request.timeout != Duration::zero() ? request.timeout : context_.command_timeout;
   if (!queue_.send(slot, entry, data.in_capsule, *this, queue_.reactor().clock().now() + timeout)) {
-    if (!command.bounce.empty()) queue_.pool().free(std::exchange(command.bounce, {}));
+    let_go(command);
     return false;
   }
   ++request.commands_;
@@ -247,14 +253,23 @@ bool QueuePair::Implementation::encode_transfer(Request& request, Command& comma
 }
 
 // Finds memory that the peer, or for data in the capsule our own adapter, can reach for the command's bytes.
-bool QueuePair::Implementation::place(const Request& request, Command& command, Data& data) {
+bool QueuePair::Implementation::place(Request& request, Command& command, Data& data) {
   const auto bytes = static_cast<std::uint32_t>(command.bytes);  // at most kTransferMax
   std::byte* const memory = contiguous(request.data, {command.piece, command.piece_offset}, command.bytes);
-  const Reachable* const run = memory != nullptr ? reachable_->find(memory, bytes) : nullptr;
   const bool in_capsule = request.operation != Operation::read && bytes <= context_.in_capsule_max;
+  transport::Reached& reached = command.reached;
+  const auto reach = memory != nullptr ? reachable_->find(memory, bytes, reached) : transport::Reach::copy;
+  if (reach == transport::Reach::unmapped) {
+    settle(request, request.sent_, Outcome::unmapped, {});
+    return false;
+  }
   // What goes out with the capsule may be sent again after the response has come (see Queue::send): then its memory must
   // still be registered, which only the queue pair's own is sure to be. 4 KiB copied are cheaper than signaling every SEND.
-  const bool direct = run != nullptr && (!in_capsule || run->lifetime == Lifetime::connection);
+  bool direct = reach == transport::Reach::direct;
+  if (direct && in_capsule && !reached.permanent) {
+    let_go(command);
+    direct = false;
+  }
   if (!direct) {
     if (!take_bounce(command, bytes)) return false;
     if (request.operation != Operation::read) copy(request, command);
@@ -262,13 +277,19 @@ bool QueuePair::Implementation::place(const Request& request, Command& command, 
   std::byte* const from = direct ? memory : command.bounce.data();
   if (in_capsule) {
     data.pointer = nvme::InCapsuleData{.offset = 0, .length = bytes};
-    data.in_capsule = {from, bytes, direct ? run->lkey : bounce_lkey_};
+    data.in_capsule = {from, bytes, direct ? reached.lkey : bounce_lkey_};
     counters_.bytes_in_capsule += bytes;
   } else {
     data.pointer = nvme::KeyedData{
-        .address = reinterpret_cast<std::uint64_t>(from), .length = bytes, .key = direct ? run->rkey : bounce_rkey_};
+        .address = reinterpret_cast<std::uint64_t>(from), .length = bytes, .key = direct ? reached.rkey : bounce_rkey_};
   }
   return true;
+}
+
+// Its memory is not the command's any more.
+void QueuePair::Implementation::let_go(Command& command) noexcept {
+  if (!command.bounce.empty()) queue_.pool().free(std::exchange(command.bounce, {}));
+  (void)transport::RegistrationView::leave(std::exchange(command.reached, {}));
 }
 
 bool QueuePair::Implementation::take_bounce(Command& command, std::size_t size) {
@@ -342,6 +363,11 @@ void QueuePair::Implementation::on_response(std::uint32_t slot, Outcome outcome,
                                             const nvme::CompletionQueueEntry& entry) {
   Command& command = commands_[slot];
   Request& request = *command.request;
+  if (!transport::RegistrationView::leave(std::exchange(command.reached, {}))) {
+    // The bound has passed and the mapping has changed: the answer may be about the old pages. on_memory_overdue() closes
+    // the connection; this answer only came before.
+    if (outcome == Outcome::success) outcome = Outcome::disconnected;
+  }
   if (outcome == Outcome::success && moves_data(request.operation)) {
     if (request.operation == Operation::read && !command.bounce.empty()) copy(request, command);
     (request.operation == Operation::read ? counters_.bytes_read : counters_.bytes_written) += command.bytes;
@@ -380,7 +406,22 @@ void QueuePair::Implementation::go_on() {
   if (unfinished_ == nullptr || !queue_.live()) return;
   Request& request = *unfinished_;
   issue(request);
-  if (unfinished_ == &request && request.sent_ == total(request)) unfinished_ = nullptr;
+  if (request.outcome != Outcome::pending) {  // it has run into unmapped memory, which settle() has noted
+    if (request.commands_ == 0) complete(request);
+  } else if (request.sent_ == total(request)) {
+    unfinished_ = nullptr;
+  }
+}
+
+// Somebody changes the mapping under requests in flight, and they have not ended in time. What the adapter does from now
+// on, it does to pages that are nobody's.
+void QueuePair::Implementation::on_memory_overdue() {
+  queue_.fail(
+      Outcome::disconnected,
+      Error(ErrorKind::disconnected,
+            "the memory of requests in flight was unmapped, replaced or discarded, and they did not end in the "
+            "time that whoever did it waits (BufferCacheOptions::change_wait_max): the connection is closed for "
+            "it; change a mapping when the requests that name it are done"));
 }
 
 void QueuePair::Implementation::on_queue_closed(Outcome outcome) {

@@ -10,13 +10,13 @@
 #include "initiator/identify.h"
 #include "initiator/queue.h"
 #include "initiator/queue_pair.h"
-#include "initiator/registration.h"
+#include "transport/memory/registration_view.h"
 
 namespace rbt::initiator {
 
 /// What a queue pair takes from its session. All outlive it.
 struct QueuePairContext {
-  const RegistrationTable& registrations;
+  transport::RegistrationCache& registrations;
   CommandLimits limits;
   std::uint32_t in_capsule_max = 0;
   Duration command_timeout{};
@@ -47,6 +47,7 @@ class QueuePair::Implementation final : public ResponseHandler, public QueueOwne
     std::uint64_t position = 0;  // blocks (discard: ranges) of the request before this command's
     std::uint64_t bytes = 0;
     std::span<std::byte> bounce{};  // the data was, or will be, copied
+    transport::Reached reached{};   // or is where the caller has it
     std::size_t piece = 0;          // where it belongs in the request's iovecs
     std::size_t piece_offset = 0;
   };
@@ -61,7 +62,9 @@ class QueuePair::Implementation final : public ResponseHandler, public QueueOwne
   [[nodiscard]] bool encode_transfer(Request& request, Command& command, nvme::SubmissionQueueEntry& entry, Data& data);
   [[nodiscard]] bool encode_discard(Request& request, Command& command, nvme::SubmissionQueueEntry& entry, Data& data);
   void encode_write_zeroes(Request& request, nvme::SubmissionQueueEntry& entry) const;
-  [[nodiscard]] bool place(const Request& request, Command& command, Data& data);
+  [[nodiscard]] bool place(Request& request, Command& command, Data& data);
+  void let_go(Command& command) noexcept;
+  void on_memory_overdue();
   [[nodiscard]] bool take_bounce(Command& command, std::size_t size);
   void copy(const Request& request, const Command& command);
 
@@ -73,7 +76,7 @@ class QueuePair::Implementation final : public ResponseHandler, public QueueOwne
 
   QueuePairContext context_;
   Queue queue_;
-  std::unique_ptr<ReachableMemory> reachable_;
+  std::unique_ptr<transport::RegistrationView> reachable_;
   std::unique_ptr<transport::BufferPool> buffers_;
   std::vector<Command> commands_;  // by slot
   Request* unfinished_ =

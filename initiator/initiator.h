@@ -23,9 +23,14 @@
 #include "common/random.h"
 #include "common/result.h"
 #include "common/uri.h"
+#include "initiator/buffer_cache.h"
 #include "initiator/namespace.h"
 #include "initiator/queue_pair.h"
 #include "transport/fabric.h"
+
+namespace rbt::transport::coherence {
+class Monitor;  // transport/coherence/monitor.h
+}
 
 namespace rbt::initiator {
 
@@ -35,6 +40,9 @@ struct Environment {
   const Clock& clock;
   Logger& logger;
   Random& random;  ///< used within the calls below only, on the caller's thread
+  /// Hears of munmap() and its like over memory that requests use; one per program, for all sessions. Null: memory that
+  /// is not registered explicitly is copied, and a RegisteredBuffer must stay mapped as it is.
+  transport::coherence::Monitor* monitor = nullptr;
 };
 
 /// Who we are: Connect (Base 2.0, 6.3). The URI's hostnqn= and hostid= go before these.
@@ -86,6 +94,7 @@ struct SessionOptions {
       std::chrono::seconds(15);  ///< KATO: one is sent at half of it, and has all of it to be answered; 0: off
   Duration connect_timeout = std::chrono::seconds(10);  ///< for all of connect(), and for all of open_queue_pair()
   Duration command_timeout = std::chrono::seconds(30);  ///< for each command, unless its request says otherwise
+  BufferCacheOptions buffer_cache{};
   /// Who drives admin queue and keep-alive. Null: a thread of the session's own. Otherwise the caller turns
   /// this reactor, often enough for the keep-alive, and calls every member function of the session on its
   /// thread; it outlives the session.
@@ -98,7 +107,8 @@ struct SessionOptions {
 };
 
 /// Memory of the caller's that every queue pair of the session may move data into and out of. Destroy it when
-/// no request uses it and before the session; then no peer can reach the memory any more.
+/// no request uses it and before the session; then no peer can reach the memory any more. With a monitor its mapping may
+/// change meanwhile, as that of any memory (QueuePair): the next use registers what is mapped there then.
 class RegisteredBuffer {
  public:
   virtual ~RegisteredBuffer() = default;
@@ -143,6 +153,7 @@ class Session {
   [[nodiscard]] Result<const Namespace*> find(std::optional<Nsid> nsid) const;
   /// I/O queues that the controller granted: how many queue pairs may be open at a time.
   [[nodiscard]] std::uint32_t io_queues() const noexcept;
+  [[nodiscard]] BufferCacheCounters buffer_cache() const;
 
   /// On the caller's thread and on `reactor`, which that thread turns and which is turned here until the queue is
   /// connected. Errors: resource if all granted queues are open; in_use if the target has not noticed yet that the
@@ -152,7 +163,7 @@ class Session {
 
   /// Makes `memory` reachable for the peer, on every queue pair, open or to come. Over shm it must be a
   /// memfd's. Errors: unsupported (leave it unregistered then: it will be copied), resource, in_use (overlaps
-  /// another one).
+  /// another one, or the same pages are being used).
   [[nodiscard]] Result<std::unique_ptr<RegisteredBuffer>> register_buffer(const transport::MemorySpan& memory);
 
   /// Any admin command: `command` without cid and data pointer; `data` (at most 128 KiB) goes to or comes

@@ -25,6 +25,7 @@ std::string_view name(Outcome outcome) noexcept {
     case Outcome::out_of_range: return "out of range";
     case Outcome::misaligned: return "not whole blocks";
     case Outcome::unsupported: return "unsupported";
+    case Outcome::unmapped: return "unmapped memory";
   }
   return "unknown";
 }

@@ -32,6 +32,7 @@ enum class Outcome : std::uint8_t {
   out_of_range,  ///< not within the namespace
   misaligned,    ///< no data, or not whole blocks
   unsupported,   ///< the controller does not have this command, or the namespace is read-only
+  unmapped,      ///< the data is not in this process's memory (any more); commands of it that were sent are done
 };
 [[nodiscard]] std::string_view name(Outcome outcome) noexcept;
 
@@ -100,10 +101,15 @@ struct QueuePairCounters {
 /// Session::open_queue_pair(); destroy it before its session and its reactor.
 ///
 /// Data: the peer moves it with RDMA straight from and to the iovecs if the bytes of one command are
-/// contiguous and lie in buffers() or in one RegisteredBuffer of the session. Otherwise the command's data is
+/// contiguous and lie in buffers(), in one RegisteredBuffer of the session, or, with Environment::monitor, in memory that
+/// can be registered on the spot and watched (BufferCacheOptions). Otherwise the command's data is
 /// copied through the queue pair's own memory, once, and counted (bytes_bounced): one keyed descriptor is all
 /// that every target takes (MSDBD 1). Requests beyond transfer_max become several commands, sent as slots
 /// come free; they are not atomic together, blocks are.
+///
+/// With a monitor any thread may unmap, remap, replace or discard memory at any time after the requests that name it are
+/// done, with no word to us. Doing so before waits for them, BufferCacheOptions::change_wait_max at most; from the
+/// reactor's own thread, which cannot see them done meanwhile, it always ends in Outcome::disconnected.
 class QueuePair {
  public:
   /// Closes: what is outstanding is done with Outcome::aborted, from within. Turns the reactor until the

@@ -49,7 +49,8 @@ Session::Implementation::Implementation(const Environment& environment, const Ur
       clock_(environment.clock),
       logger_(environment.logger),
       uri_(uri),
-      options_(options) {}
+      options_(options),
+      registrations_(environment.monitor, cache_options(environment, options.buffer_cache), environment.logger) {}
 
 Session::Implementation::~Implementation() {
   {
@@ -409,6 +410,11 @@ Result<std::vector<Namespace>> Session::rescan() {
   return implementation_->rescan();
 }
 
+BufferCacheCounters Session::buffer_cache() const {
+  const auto now = implementation_->registrations().counters();
+  return {now.registered, now.refused, now.evicted, now.regions, now.bytes};
+}
+
 Result<const Namespace*> Session::find(std::optional<Nsid> nsid) const {
   const auto all = namespaces();
   if (!nsid && all.size() == 1) return &all.front();
@@ -431,7 +437,7 @@ Result<std::unique_ptr<QueuePair>> Session::open_queue_pair(transport::Reactor& 
 }
 
 Result<std::unique_ptr<RegisteredBuffer>> Session::register_buffer(const transport::MemorySpan& memory) {
-  return implementation_->registrations().add(memory);
+  return initiator::register_buffer(implementation_->registrations(), memory);
 }
 
 Result<nvme::CompletionQueueEntry> Session::admin(nvme::SubmissionQueueEntry command, std::span<std::byte> data) {

@@ -38,7 +38,7 @@ class Session::Implementation final : QueueOwner {
   [[nodiscard]] const ControllerInfo& info() const noexcept { return controller_->info(); }
   [[nodiscard]] const std::vector<Namespace>& namespaces() const noexcept { return namespaces_; }
   [[nodiscard]] std::uint32_t io_queues() const noexcept { return io_queues_; }
-  [[nodiscard]] RegistrationTable& registrations() noexcept { return registrations_; }
+  [[nodiscard]] transport::RegistrationCache& registrations() noexcept { return registrations_; }
 
  private:
   /// One Asynchronous Event Request and the log page that acknowledges its event.
@@ -91,7 +91,7 @@ class Session::Implementation final : QueueOwner {
   std::vector<std::unique_ptr<EventSlot>> events_;
   std::vector<Namespace> namespaces_;
   std::uint32_t io_queues_ = 0;
-  RegistrationTable registrations_;
+  transport::RegistrationCache registrations_;
 
   std::thread thread_;
   bool stop_ = false;  // the thread's own
