@@ -85,6 +85,13 @@ class Other {
   bool truncated_ = false;
 };
 
+/// What other threads do wakes no reactor: it looks again every few milliseconds.
+void await(StoreRig& rig, const std::function<bool()>& done) {
+  const Instant give_up = rig.clock.now() + std::chrono::seconds(30);
+  while (!rig.reactor().run_until(done, rig.clock.now() + std::chrono::milliseconds(5)))
+    REQUIRE(rig.clock.now() < give_up);
+}
+
 /// Takes a lease, as over verbs, and says whether it is on the file itself.
 struct Probe {
   Probe(StoreRig& in, std::uint64_t lba, Intent intent) : rig(in), lease(in.lease(StoreRig::range(lba, 1), intent)) {
@@ -174,7 +181,7 @@ TEST_CASE("Who opens a served file waits until it is deregistered; both see what
 
   Other other;
   other.open(guarded.image.path);
-  rig.run_until([&] { return other.has_it(); });
+  await(rig, [&] { return other.has_it(); });
   CHECK_FALSE(serves_in_place(rig));
   CHECK(read_block(other.fd(), 1) == ours);
   write_block(other.fd(), 2, theirs);
@@ -187,7 +194,7 @@ TEST_CASE("Who opens a served file waits until it is deregistered; both see what
   CHECK(rig.discard({rig.range(100, 10)}) == StoreStatus::ok);
 
   other.close();
-  rig.run_until([&] { return serves_in_place(rig); });
+  await(rig, [&] { return serves_in_place(rig); });
   const Probe read(rig, 2, Intent::read);
   CHECK(read.in_place);
   CHECK(rig.contents(read.lease) == theirs);
@@ -199,11 +206,11 @@ TEST_CASE("The log says once when a file is away and once when it is back, with 
   StoreRig& rig = guarded.rig;
   Other other;
   other.open(guarded.image.path);
-  rig.run_until([&] { return other.has_it(); });
-  rig.run_until([&] { return rig.journal.count("somebody else opens its file") == 1; });
+  await(rig, [&] { return other.has_it(); });
+  await(rig, [&] { return rig.journal.count("somebody else opens its file") == 1; });
   CHECK(rig.store->explain().find("somebody else has it open") != std::string::npos);
   other.close();
-  rig.run_until([&] { return rig.journal.count("in place again") == 1; });
+  await(rig, [&] { return rig.journal.count("in place again") == 1; });
   CHECK(rig.store->explain().find("somebody else has it open") == std::string::npos);
 }
 
@@ -215,14 +222,14 @@ TEST_CASE("Who opens a served file waits for the requests in flight") {
     Probe write(rig, 5, Intent::write);
     REQUIRE(write.in_place);
     other.open(guarded.image.path);
-    rig.run_until([&] { return !serves_in_place(rig); });  // quiescing: nothing new begins
+    await(rig, [&] { return !serves_in_place(rig); });  // quiescing: nothing new begins
     CHECK_FALSE(other.has_it());
     rig.fill(write.lease, pattern(4096, 6));
     CHECK(rig.finish([&](StoreRequest& request) {
       return rig.queue->commit(write.lease, Durability::cached, request);
     }) == StoreStatus::ok);
   }
-  rig.run_until([&] { return other.has_it(); });
+  await(rig, [&] { return other.has_it(); });
   CHECK(read_block(other.fd(), 5) == pattern(4096, 6));
   other.close();
 }
@@ -233,7 +240,7 @@ TEST_CASE("A write that did not end before the fence is not answered with succes
   Other other;
   Probe write(rig, 5, Intent::write);
   other.open(guarded.image.path);
-  rig.run_until([&] { return other.has_it(); });  // after the bound, without us
+  await(rig, [&] { return other.has_it(); });  // after the bound, without us
   CHECK(rig.finish([&](StoreRequest& request) {
     return rig.queue->commit(write.lease, Durability::cached, request);
   }) == StoreStatus::unavailable);
@@ -247,7 +254,7 @@ TEST_CASE("A file that was cut while it was somebody else's fails behind its end
   REQUIRE(rig.write(1, data) == StoreStatus::ok);
   Other other;
   other.truncate(guarded.image.path, 8192);
-  rig.run_until([&] { return other.has_it(); });
+  await(rig, [&] { return other.has_it(); });
   REQUIRE(other.truncated());
   CHECK(rig.store->geometry().blocks == Blocks(2));
   CHECK(rig.must_read(1, 1) == data);
@@ -260,8 +267,8 @@ TEST_CASE("A file that was cut while it was somebody else's fails behind its end
   CHECK(about.st_size == 8192);  // no write of ours made it longer
   CHECK_FALSE(serves_in_place(rig));
   other.truncate(guarded.image.path, kSize);
-  rig.run_until([&] { return other.has_it(); });
-  rig.run_until([&] { return serves_in_place(rig); });
+  await(rig, [&] { return other.has_it(); });
+  await(rig, [&] { return serves_in_place(rig); });
   CHECK(rig.must_read(1, 1) == data);
   CHECK(rig.must_read(2, 1) == std::vector<std::byte>(4096));
   CHECK(rig.store->geometry().blocks == Blocks(kSize / 4096));
@@ -281,7 +288,7 @@ TEST_CASE("A file that somebody has open when it is first served is copied until
   write_block(fd, 1, data);
   CHECK(rig.must_read(1, 1) == data);
   ::close(fd);
-  rig.run_until([&] { return serves_in_place(rig); });
+  await(rig, [&] { return serves_in_place(rig); });
   CHECK(rig.must_read(1, 1) == data);
   rig.close();
 }
@@ -331,7 +338,7 @@ TEST_CASE("Two hundred breaks of a lease under reads and writes lose nothing") {
   breaker.join();
   CHECK((opened.load() & 0xffff) == 200);
   CHECK(longest < std::chrono::seconds(1));
-  rig.run_until([&] { return serves_in_place(rig); });
+  await(rig, [&] { return serves_in_place(rig); });
   CHECK(rig.must_read(2, 1) == std::vector<std::byte>(4096, std::byte{static_cast<unsigned char>(round)}));
 }
 
