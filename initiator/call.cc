@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "common/sizes.h"
 
 namespace rbt::initiator {
 
@@ -76,12 +77,15 @@ Result<nvme::CompletionQueueEntry> Call::result() const {
 Result<nvme::CompletionQueueEntry> call(Queue& queue, const nvme::SubmissionQueueEntry& entry,
                                         std::span<std::byte> data, Instant deadline) {
   Call one(queue);
+  const Instant began = queue.reactor().clock().now();
   auto started = one.start(entry, data, deadline);
   if (!started) return failure(std::move(started.error()));
   // The queue ends the command at its deadline, by closing; this waits for that, too.
   if (!queue.reactor().run_until([&one] { return !one.running(); }, deadline)) {
-    queue.fail(Outcome::timed_out,
-               Error(ErrorKind::timed_out, "a command was not answered in its time; the connection is closed for it"));
+    queue.fail(
+        Outcome::timed_out,
+        Error(ErrorKind::timed_out, fmt::format("{} was not answered within {}; the connection is closed for it",
+                                                command_name(queue.qid(), entry), format_duration(deadline - began))));
     queue.close();
   }
   return one.result();

@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <thread>
 #include <utility>
 
 #include "common/check.h"
+#include "common/sizes.h"
 
 namespace rbt::initiator {
 
@@ -97,6 +99,13 @@ std::string_view name(QueueState state) noexcept {
     case QueueState::closed: return "closed";
   }
   return "unknown";
+}
+
+std::string command_name(Qid qid, const nvme::SubmissionQueueEntry& entry) {
+  std::string_view name = qid == Qid(0) ? nvme::name(static_cast<nvme::AdminOpcode>(entry.opcode))
+                                        : nvme::name(static_cast<nvme::IoOpcode>(entry.opcode));
+  if (entry.is_fabrics()) name = nvme::name(static_cast<nvme::FabricsType>(entry.nsid.get() & 0xff));
+  return name.empty() ? fmt::format("a command with opcode {:#04x}", entry.opcode) : std::string(name);
 }
 
 Queue::Queue(transport::Fabric& fabric, transport::Reactor& reactor, const QueueOptions& options)
@@ -233,6 +242,7 @@ bool Queue::send(std::uint32_t index, nvme::SubmissionQueueEntry entry, const tr
   (void)nvme::write_wire(std::span(capsule(index), kCapsuleBytes), entry);
   slot.handler = &handler;
   slot.in_capsule = in_capsule;
+  slot.sent = reactor_.now();
   slot.deadline = deadline;
   slot.expired = false;
   slot.posted = false;
@@ -346,25 +356,32 @@ void Queue::check_deadlines() {
   const Instant now = reactor_.now();
   Instant next = Instant::max();
   std::uint32_t expired = 0;
+  std::uint32_t oldest_expired = kNone;
   for (std::uint32_t index = oldest_; index != kNone; index = slots_[index].newer) {
     Slot& slot = slots_[index];
     slot.expired = slot.deadline <= now;
-    if (slot.expired)
-      ++expired;
-    else
+    if (slot.expired) {
+      if (expired++ == 0) oldest_expired = index;
+    } else {
       next = std::min(next, slot.deadline);
+    }
   }
   // A caller that has not turned its reactor for a while finds timers due before the answers that came meanwhile: they
   // get one more turn to be seen.
   if (expired != 0 && !std::exchange(last_look_, true)) return arm_deadline(now);
   last_look_ = false;
-  if (expired != 0)
-    return fail(
-        Outcome::disconnected,
-        Error(ErrorKind::timed_out, fmt::format("{} of {} outstanding commands were not answered in their time; "
-                                                "the connection is closed for it",
-                                                expired, outstanding_)));
+  if (expired != 0) return fail(Outcome::disconnected, not_answered(oldest_expired, expired));
   if (next != Instant::max()) arm_deadline(next);
+}
+
+Error Queue::not_answered(std::uint32_t oldest_expired, std::uint32_t expired) const {
+  const Slot& slot = slots_[oldest_expired];
+  nvme::SubmissionQueueEntry entry;
+  std::memcpy(&entry, capsule(oldest_expired), sizeof entry);  // as send() wrote it
+  std::string what = fmt::format("{} was not answered within {}", command_name(options_.qid, entry),
+                                 format_duration(slot.deadline - slot.sent));
+  if (expired > 1) what += fmt::format(", nor were {} other commands in their time", expired - 1);
+  return {ErrorKind::timed_out, what + "; the connection is closed for it"};
 }
 
 // ---- the end

@@ -19,6 +19,9 @@
 
 namespace rbt::initiator {
 
+/// "Keep Alive": what `entry`, sent on queue `qid`, is called in messages.
+[[nodiscard]] std::string command_name(Qid qid, const nvme::SubmissionQueueEntry& entry);
+
 /// The one who waits for the answer to a command.
 class ResponseHandler {
  public:
@@ -106,6 +109,7 @@ class Queue final : transport::ConnectionHandler, transport::CompletionHandler {
   static constexpr std::uint32_t kNone = ~std::uint32_t{0};
   struct Slot {
     ResponseHandler* handler = nullptr;  // null: free
+    Instant sent;
     Instant deadline = Instant::max();
     transport::Segment in_capsule;
     std::uint32_t older = kNone;  // outstanding slots are a list in order of sending
@@ -134,6 +138,7 @@ class Queue final : transport::ConnectionHandler, transport::CompletionHandler {
   void unlink(std::uint32_t slot) noexcept;
   void finish(std::uint32_t slot, Outcome outcome, const nvme::CompletionQueueEntry& entry);
   [[nodiscard]] std::byte* capsule(std::uint32_t slot) const noexcept;
+  [[nodiscard]] Error not_answered(std::uint32_t oldest_expired, std::uint32_t expired) const;
 
   transport::Fabric& fabric_;
   transport::Reactor& reactor_;

@@ -388,7 +388,7 @@ TEST_CASE("A command that is not answered in its time ends the connection, and s
   disk.finish(patient, Outcome::disconnected);
   CHECK(disk.network.clock().now() - before >= 2s);
   CHECK(disk.network.clock().now() - before < 2100ms);
-  CHECK_THAT(disk.queue->failure()->message(), Contains("not answered in their time"));
+  CHECK_THAT(disk.queue->failure()->message(), Contains("Read was not answered within 2 s;"));
   CHECK(disk.queue->failure()->kind() == ErrorKind::timed_out);
 }
 
