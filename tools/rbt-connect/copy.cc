@@ -65,6 +65,7 @@ class Copy {
   void remember(std::uint64_t offset, std::span<const std::byte> data) {
     if (options_.verify) checksums_[offset] = {data.size(), checksum(data)};
   }
+  void progress();
   Result<void> drain();
   [[nodiscard]] bool more_to_read() const {
     return !error_ && !ended_ && !interrupt_.raised() && (!source_.size() || next_ < *source_.size());
@@ -124,11 +125,19 @@ Result<CopyResult> Copy::run() {
   return result_;
 }
 
+// Whichever side waits does so for both.
+void Copy::progress() {
+  source_.progress(-1);
+  destination_.progress(source_.wakes_on());
+  for (const Endpoint* const side : {&source_, &destination_})
+    if (auto lost = side->lost()) fail(std::move(*lost));
+}
+
 Result<void> Copy::drain() {
   // Every endpoint finishes what it began, be it with an error: the buffers are theirs until then.
   while (idle_.size() < slots_.size()) {
-    source_.progress();
-    destination_.progress();
+    if (error_ || interrupt_.raised()) source_.give_up();
+    progress();
   }
   // Whoever interrupts a copy knows why a transfer was cancelled.
   if (interrupt_.raised())
@@ -147,8 +156,7 @@ Result<void> Copy::transfer_all() {
       read_next(slot);
       skip_hole();
     }
-    source_.progress();
-    destination_.progress();
+    progress();
     progress_.update(result_.transferred + result_.zeroes, "copying");
   }
   return drain();
@@ -254,7 +262,7 @@ Result<void> Copy::verify_all() {
       idle_.pop_back();
       verify_next(slot);
     }
-    destination_.progress();
+    destination_.progress(-1);
     progress_.update(result_.verified, "verifying");
   }
   return drain();

@@ -8,7 +8,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <deque>
+#include <utility>
 #include <vector>
 
 namespace rbt::tools {
@@ -29,7 +32,16 @@ std::size_t move_all(std::span<std::byte> data, Move move) {
   return moved;
 }
 
-// A file, device or pipe. Its transfers are done by the next progress(): the page cache is quick enough beside a network.
+// The longest wait for a pipe before the copy looks around (progress bar, Ctrl-C).
+constexpr int kMomentMs = 50;
+
+bool readable(int fd, int timeout_ms) {
+  pollfd pipe{fd, POLLIN, 0};
+  return ::poll(&pipe, 1, timeout_ms) > 0;
+}
+
+// A file, device or pipe. Transfers of a file are done by the next progress(): the page cache is quick enough beside a
+// network. Reads of a pipe wait their turn for what comes through it.
 class FileEndpoint final : public Endpoint {
  public:
   FileEndpoint(std::string name, int fd, bool owned, std::optional<std::uint64_t> size, bool device,
@@ -45,12 +57,13 @@ class FileEndpoint final : public Endpoint {
   bool sequential() const noexcept override { return !size_; }
 
   void read(Transfer& transfer) override {
+    if (!size_) return reading_.push_back(&transfer);
     const std::size_t got = move_all(transfer.data, [&](std::span<std::byte> rest, std::size_t at) {
-      return size_ ? ::pread(fd_, rest.data(), rest.size(), static_cast<off_t>(transfer.offset + at)) : read_pipe(rest);
+      return ::pread(fd_, rest.data(), rest.size(), static_cast<off_t>(transfer.offset + at));
     });
     if (got < transfer.data.size() && errno != 0)
       transfer.error = Error::from_errno(errno, fmt::format("reading {} at byte {}", name_, transfer.offset + got));
-    else if (size_ && got < transfer.data.size() && transfer.offset + got < *size_)
+    else if (got < transfer.data.size() && transfer.offset + got < *size_)
       transfer.error =
           Error(ErrorKind::io, fmt::format("reading {}: it ends at byte {} now, it had {} when the copy began", name_,
                                            transfer.offset + got, *size_));
@@ -118,25 +131,45 @@ class FileEndpoint final : public Endpoint {
     return {};
   }
 
-  void progress() override {
+  void progress(int also) override {
+    while (!reading_.empty() && readable(fd_, 0))
+      read_pipe();
+    if (finished_.empty() && also >= 0) (void)readable(also, kMomentMs);
     std::vector<Transfer*> batch;
     batch.swap(finished_);
     for (Transfer* const transfer : batch)
       transfer->done(*transfer);
   }
+  int wakes_on() const noexcept override { return reading_.empty() ? -1 : fd_; }
+  void give_up() override {
+    for (Transfer* const transfer : reading_)
+      transfer->error = Error::from_errno(ECANCELED, "reading " + name_);
+    while (!reading_.empty())
+      finish_reading();
+  }
 
  private:
-  // The other end may take for ever, so these give up, with ECANCELED, when we are interrupted.
-  ssize_t read_pipe(std::span<std::byte> to) {
-    constexpr int kLookMs = 100;  // a signal between raised() and poll() does not end the poll
-    pollfd pipe{fd_, POLLIN, 0};
-    while (!interrupt_.raised()) {
-      const int ready = ::poll(&pipe, 1, kLookMs);
-      if (ready > 0 || (ready < 0 && errno != EINTR)) return ::read(fd_, to.data(), to.size());
-    }
-    errno = ECANCELED;
-    return -1;
+  // What is there, into the read whose turn it is. The end of the pipe is the end of all reads.
+  void read_pipe() {
+    Transfer& transfer = *reading_.front();
+    const auto rest = transfer.data.subspan(filled_);
+    const ssize_t got = ::read(fd_, rest.data(), rest.size());
+    if (got < 0 && errno == EINTR) return;
+    if (got < 0)
+      transfer.error = Error::from_errno(errno, fmt::format("reading {} at byte {}", name_, transfer.offset + filled_));
+    if (got > 0) filled_ += static_cast<std::size_t>(got);
+    if (got > 0 && filled_ < transfer.data.size()) return;
+    finish_reading();
+    while (got <= 0 && !reading_.empty())
+      finish_reading();
   }
+  void finish_reading() {
+    Transfer& transfer = *reading_.front();
+    transfer.data = transfer.data.first(std::exchange(filled_, 0));
+    finished_.push_back(&transfer);
+    reading_.pop_front();
+  }
+  // The other end may take for ever, so this gives up, with ECANCELED, when we are interrupted.
   ssize_t write_pipe(std::span<const std::byte> from) {
     const ssize_t put = interrupt_.raised() ? -1 : ::write(fd_, from.data(), from.size());
     if (put < 0 && interrupt_.raised()) errno = ECANCELED;
@@ -150,6 +183,8 @@ class FileEndpoint final : public Endpoint {
   bool device_;
   const Interrupt& interrupt_;
   std::vector<Transfer*> finished_;
+  std::deque<Transfer*> reading_;  // of a pipe, in their order
+  std::size_t filled_ = 0;         // of the first of them
 };
 
 Result<std::unique_ptr<Endpoint>> adopt(std::string name, int fd, bool owned, const Interrupt& interrupt) {

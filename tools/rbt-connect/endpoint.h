@@ -49,14 +49,21 @@ class Endpoint {
   /// Everything written is durable when this returns. Blocks.
   [[nodiscard]] virtual Result<void> finish_writing(std::uint64_t end) = 0;
 
-  /// Something may have happened to transfers that were begun: calls their `done`. Waits for at most a moment.
-  virtual void progress() {}
+  /// Something may have happened to transfers that were begun: calls their `done`. If nothing has, waits for it for at most
+  /// a moment, and no longer than until the descriptor `also` is readable (-1: nothing else is waited for).
+  virtual void progress(int /*also*/) {}
+  /// What the other side's progress() is to wait for, too, because ours does not wait: a descriptor, or -1.
+  [[nodiscard]] virtual int wakes_on() const noexcept { return -1; }
+  /// Why nothing can be moved any more, if so: also found out while nothing is moved.
+  [[nodiscard]] virtual std::optional<Error> lost() const { return {}; }
+  /// The copy is over: transfers that may wait for ever end, with an error, by the next progress().
+  virtual void give_up() {}
   /// A buffer of `size` bytes that suits this endpoint best; empty: any memory will do. Lives as long as the endpoint.
   [[nodiscard]] virtual std::span<std::byte> buffer(std::size_t /*size*/) { return {}; }
 };
 
-/// A file, a block device, or "-": standard input or output. Waiting for a pipe ends, with an error, when `interrupt` is
-/// raised; it outlives the endpoint.
+/// A file, a block device, or "-": standard input or output. Waiting to write to a pipe ends, with an error, when
+/// `interrupt` is raised; it outlives the endpoint.
 [[nodiscard]] Result<std::unique_ptr<Endpoint>> open_source(const std::string& path, const Interrupt& interrupt);
 [[nodiscard]] Result<std::unique_ptr<Endpoint>> open_destination(const std::string& path, const Interrupt& interrupt);
 

@@ -1,9 +1,11 @@
 #include "tools/rbt-connect/volume.h"
 
 #include <fmt/format.h>
+#include <sys/epoll.h>
 
 #include <algorithm>
 #include <deque>
+#include <optional>
 #include <vector>
 
 namespace rbt::tools {
@@ -70,9 +72,15 @@ class Volume final : public Endpoint {
     return command("flushing", [&](initiator::Request& request) { return queue_->flush(request, disk_); });
   }
 
-  void progress() override {
-    const bool something = reactor_->run_until([this] { return !finished_.empty(); }, clock_.now() + kMoment);
-    if (!something) return;
+  void progress(int also) override {
+    bool other = false;
+    // A file among the pipes' descriptors cannot be watched, and need not be: it is always readable.
+    if (also >= 0 && !reactor_->watch(also, EPOLLIN, [&other](std::uint32_t) { other = true; })) other = true;
+    const auto something = [&] {
+      return other || !finished_.empty() || (!queue_->live() && idle_.size() == slots_.size());
+    };
+    (void)reactor_->run_until(something, clock_.now() + kMoment);
+    if (also >= 0) reactor_->unwatch(also);
     std::deque<Slot*> batch;
     batch.swap(finished_);
     for (Slot* const slot : batch) {
@@ -82,6 +90,11 @@ class Volume final : public Endpoint {
       retry_waiting();
       transfer.done(transfer);
     }
+  }
+
+  std::optional<Error> lost() const override {
+    if (queue_->failure() == nullptr) return {};
+    return Error(*queue_->failure()).within(name_);
   }
 
   std::span<std::byte> buffer(std::size_t size) override { return queue_->buffers()->allocate(size); }

@@ -44,7 +44,7 @@ class SlowDisk final : public Endpoint {
     ++flushes;
     return {};
   }
-  void progress() override {
+  void progress(int) override {
     if (pending_.empty()) return;
     const std::size_t which = random_.below(pending_.size());
     auto [transfer, write] = pending_[which];
