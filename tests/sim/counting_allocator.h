@@ -7,5 +7,6 @@ namespace rbt::test {
 
 /// Calls of operator new so far, in any thread.
 [[nodiscard]] std::uint64_t allocations() noexcept;
+[[nodiscard]] std::uint64_t allocations_of_this_thread() noexcept;
 
 }  // namespace rbt::test

@@ -1,47 +1,14 @@
 // No heap allocation per I/O, once everything has grown to its working size.
 
-#include <cstdlib>
-#include <new>
-
 #include "store_files.h"
 #include "store_rig.h"
 #include "target/store/thread_engine.h"
-
-namespace {
-
-thread_local std::size_t allocations = 0;
-
-void* counted(std::size_t size) {
-  ++allocations;
-  void* const memory = std::malloc(size);  // NOLINT(cppcoreguidelines-no-malloc): this is operator new
-  if (memory == nullptr) std::abort();
-  return memory;
-}
-
-}  // namespace
-
-void* operator new(std::size_t size) {
-  return counted(size);
-}
-void* operator new[](std::size_t size) {
-  return counted(size);
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
+#include "tests/sim/counting_allocator.h"
 
 using namespace rbt;
 using namespace rbt::target;
 using namespace rbt::target::test;
+using rbt::test::allocations_of_this_thread;
 
 namespace {
 
@@ -127,11 +94,11 @@ TEST_CASE("No store allocates memory per I/O") {
   Load load(rig);
   for (int i = 0; i < 10; ++i)
     load.run();  // grows to its working size
-  const std::size_t before = allocations;
+  const std::uint64_t before = allocations_of_this_thread();
   for (int i = 0; i < 20; ++i)
     load.run();
-  CHECK(allocations == before);
+  CHECK(allocations_of_this_thread() == before);
   CHECK_FALSE(load.failed());
   static_cast<void>(std::make_unique<int>(1));
-  CHECK(allocations > before);  // the counter counts
+  CHECK(allocations_of_this_thread() > before);  // the counter counts
 }

@@ -73,6 +73,15 @@ class Keys {
     out = static_cast<Number>(*value);
   }
 
+  /// A table ([key]).
+  template <typename Read>
+  void table(std::string_view key, Read read) {
+    const toml::node* const node = table_.get(key);
+    if (node == nullptr) return;
+    if (!node->is_table()) return complain(*node, fmt::format("{} must be written as [{}]", key, key));
+    if (auto done = read(*node->as_table()); !done && !error_) error_ = std::move(done.error());
+  }
+
   /// Each table of an array of tables ([[key]]).
   template <typename Read>
   void tables(std::string_view key, Read read) {
@@ -227,18 +236,9 @@ Result<Configuration> read_configuration(const std::string& path) {
     keys.number("reactors", configuration.reactors, 1, 256);
     keys.string("log-level", then([](const std::string& word) { return parse_log_level(word); },
                                   [&](LogLevel level) { configuration.log = level; }));
+    keys.table("limits", [&](const toml::table& table) { return read_limits(path, table, configuration.limits); });
+    keys.tables("subsystem", [&](const toml::table& table) { return read_subsystem(path, table, configuration); });
     if (auto fine = keys.finish(); !fine) return failure(std::move(fine.error()));
-    if (const toml::node* const limits = root.get("limits")) {
-      if (!limits->is_table())
-        return failure(ErrorKind::invalid_argument,
-                       fmt::format("{}:{}: limits must be written as [limits]", path, limits->source().begin.line));
-      if (auto fine = read_limits(path, *limits->as_table(), configuration.limits); !fine)
-        return failure(std::move(fine.error()));
-    }
-    Keys subsystems(path, root, "", {"listen", "reactors", "log-level", "limits", "subsystem"});
-    subsystems.tables("subsystem",
-                      [&](const toml::table& table) { return read_subsystem(path, table, configuration); });
-    if (auto fine = subsystems.finish(); !fine) return failure(std::move(fine.error()));
     return configuration;
   } catch (const toml::parse_error& error) {
     return failure(ErrorKind::invalid_argument, fmt::format("{}:{}:{}: {}", path, error.source().begin.line,
