@@ -12,8 +12,8 @@
 namespace rbt {
 namespace {
 
-constexpr std::string_view kSocketKey = "socket";
-constexpr std::array<std::string_view, 5> kKeys{"depth", "hostid", "hostnqn", "queues", kSocketKey};
+constexpr std::array<std::string_view, 6> kKeys{"depth", "group", "hostid", "hostnqn", "queues", "socket"};
+constexpr std::array<std::string_view, 2> kShmKeys{"group", "socket"};
 constexpr std::size_t kHostNameMax = 253;  // RFC 1123
 
 constexpr bool is_digit(char c) noexcept {
@@ -218,8 +218,8 @@ class Parser {
     const std::string_view key_text = key.text;
     if (std::find(kKeys.begin(), kKeys.end(), key_text) == kKeys.end())
       return problem(key.at, fmt::format("option '{}' is not one of {}", key_text, fmt::join(kKeys, ", ")));
-    if (key_text == kSocketKey && uri_.scheme != Uri::Scheme::shm)
-      return problem(key.at, fmt::format("{} has no option 'socket': it belongs to nvme+shm", name(uri_.scheme)));
+    if (std::find(kShmKeys.begin(), kShmKeys.end(), key_text) != kShmKeys.end() && uri_.scheme != Uri::Scheme::shm)
+      return problem(key.at, fmt::format("{} has no option '{}': it belongs to nvme+shm", name(uri_.scheme), key_text));
     if (!value || value->empty()) return problem(key.end(), fmt::format("'{}=' and a value are expected", key_text));
     auto decoded = decode(*value);
     if (!decoded) return tl::unexpected(std::move(decoded.error()));

@@ -47,7 +47,7 @@ po::options_description described() {
     return po::value<std::vector<std::string>>()->composing()->value_name(value_name);
   };
   options.add_options()("listen", many("URI"),
-                        "nvme+rdma://ADDRESS[:4420] or nvme+shm://[?socket=PATH]; may be repeated")(
+                        "nvme+rdma://ADDRESS[:4420] or nvme+shm://[?socket=PATH[&group=GROUP]]; may be repeated")(
       "subsystem", many("NQN"), "a subsystem; the options below are of the last one")(
       "store", many("SPEC"), "its next namespace; may be repeated")(
       "allow-host", many("NQN"), "a host that may connect; may be repeated; none: any host")(

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <grp.h>
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -9,10 +10,13 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <vector>
+
+#include "common/log.h"
 
 namespace rbt::transport::shm {
 
@@ -126,6 +130,10 @@ Result<std::string> socket_path(const Uri& address, PathUse use) {
   if (address.scheme != Uri::Scheme::shm)
     return failure(ErrorKind::invalid_argument,
                    fmt::format("{}: the shm fabric takes nvme+shm:// only", address.to_string()));
+  if (use == PathUse::connect && address.option("group"))
+    return failure(
+        ErrorKind::invalid_argument,
+        fmt::format("{}: group= says who may connect to a listener: leave it out here", address.to_string()));
   std::string path;
   if (const auto given = address.option("socket")) {
     path = *given;
@@ -144,6 +152,35 @@ Result<std::string> socket_path(const Uri& address, PathUse use) {
   if (path.find('\0') != std::string::npos)
     return failure(ErrorKind::invalid_argument, "the socket path contains a zero byte");
   return path;
+}
+
+Result<AccessPolicy> access_policy(const Uri& address, const AccessPolicy& otherwise) {
+  const auto given = address.option("group");
+  if (!given) return otherwise;
+  const std::string what = fmt::format("listening on {}", address.to_string());
+  if (!address.option("socket"))
+    return failure(ErrorKind::invalid_argument,
+                   what +
+                       ": nobody else can enter the default directory: with group= name a socket=PATH that the group "
+                       "can reach");
+  gid_t gid = 0;
+  const char* const end = given->data() + given->size();
+  if (const auto [stop, error] = std::from_chars(given->data(), end, gid); error != std::errc{} || stop != end) {
+    std::vector<char> text(65536);  // a group with its members; sysconf() would name less and mean it as a hint
+    group entry{};
+    group* found = nullptr;
+    const int failed = ::getgrnam_r(std::string(*given).c_str(), &entry, text.data(), text.size(), &found);
+    if (found == nullptr)
+      return failure(ErrorKind::not_found,
+                     fmt::format("{}: there is no group '{}'{}: see `getent group`", what, printable(*given, 40),
+                                 failed == ERANGE ? " of less than 64 KiB" : ""));
+    gid = entry.gr_gid;
+  }
+  AccessPolicy policy = otherwise;
+  policy.socket_mode = 0660;
+  policy.socket_group = gid;
+  policy.groups.push_back(gid);
+  return policy;
 }
 
 int connect_socket(int socket, const std::string& path) noexcept {

@@ -19,6 +19,10 @@ enum class PathUse : std::uint8_t { listen, connect };
 /// /tmp/rbt-UID. Such a default directory must belong to this user and be closed to others; listening creates it.
 [[nodiscard]] Result<std::string> socket_path(const Uri& address, PathUse use);
 
+/// `otherwise`, or what the URI's `group=NAME-OR-GID` makes of it: the socket is that group's with mode 0660, and its members
+/// may connect. Only with `socket=`: a default directory is closed to others.
+[[nodiscard]] Result<AccessPolicy> access_policy(const Uri& address, const AccessPolicy& otherwise);
+
 /// 0 or an errno; never blocks (EAGAIN: the listener's backlog is full).
 [[nodiscard]] int connect_socket(int socket, const std::string& path) noexcept;
 [[nodiscard]] Error connect_error(int error_number, const std::string& path);

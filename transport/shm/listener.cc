@@ -60,13 +60,16 @@ struct SocketListener::Guest {
   Instant deadline;
 };
 
-Result<std::unique_ptr<Listener>> SocketListener::open(Reactor& reactor, const Uri& address, const AccessPolicy& policy,
-                                                       const ListenOptions& options, ListenerHandler& handler) {
+Result<std::unique_ptr<Listener>> SocketListener::open(Reactor& reactor, const Uri& address,
+                                                       const AccessPolicy& otherwise, const ListenOptions& options,
+                                                       ListenerHandler& handler) {
   auto path = socket_path(address, PathUse::listen);
   if (!path) return failure(std::move(path.error()));
-  auto socket = BoundSocket::bind(*path, policy, std::max(options.backlog, 1));
+  auto policy = access_policy(address, otherwise);
+  if (!policy) return failure(std::move(policy.error()));
+  auto socket = BoundSocket::bind(*path, *policy, std::max(options.backlog, 1));
   if (!socket) return failure(std::move(socket.error()));
-  std::unique_ptr<SocketListener> listener(new SocketListener(reactor, std::move(*socket), policy, options, handler));
+  std::unique_ptr<SocketListener> listener(new SocketListener(reactor, std::move(*socket), *policy, options, handler));
   auto watched = listener->watch();
   if (!watched) return failure(std::move(watched.error()));
   return listener;

@@ -52,8 +52,8 @@ class Knock final : public ConnectionRequest {
 class SocketListener final : public Listener {
  public:
   [[nodiscard]] static Result<std::unique_ptr<Listener>> open(Reactor& reactor, const Uri& address,
-                                                              const AccessPolicy& policy, const ListenOptions& options,
-                                                              ListenerHandler& handler);
+                                                              const AccessPolicy& otherwise,
+                                                              const ListenOptions& options, ListenerHandler& handler);
   ~SocketListener() override;
   [[nodiscard]] std::string address() const override;
 
