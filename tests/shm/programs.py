@@ -11,7 +11,9 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -48,12 +50,12 @@ def expect(result, status, *words):
 class Target:
     """rbt-target over one socket, until the end of the with statement."""
 
-    def __init__(self, folder, *stores, arguments=()):
+    def __init__(self, folder, *stores, arguments=(), listen=None):
         self.socket = folder / "rbt.sock"
         self.uri = f"nvme+shm:///{NQN}/1?socket={self.socket}"
         self.address = f"nvme+shm://?socket={self.socket}"
         self.log = (folder / "target.log").open("w+")
-        self.process = subprocess.Popen([TOOLS / "rbt-target", "--listen", self.address, "--subsystem", NQN, *arguments]
+        self.process = subprocess.Popen([TOOLS / "rbt-target", "--listen", listen or self.address, "--subsystem", NQN, *arguments]
                                         + [word for store in stores for word in ("--store", store)],
                                         stdout=subprocess.PIPE, stderr=self.log, text=True)
         line = self.process.stdout.readline()
@@ -156,6 +158,31 @@ def discovery_lists_what_a_host_may_use():
 
 
 @claim
+def a_socket_is_its_users_alone_unless_the_listener_names_a_group():
+    group = 54321 if os.geteuid() == 0 else os.getegid()
+    with folder() as work:
+        work.chmod(0o711)
+        program = shutil.copy(TOOLS / "rbt-connect", work)  # where everybody can run it
+        for option, mode, stranger, member in (("", 0o600, False, False), (f"&group={group}", 0o660, False, True)):
+            with Target(work, "ram:size=1MiB", listen=f"nvme+shm://?socket={work}/rbt.sock{option}") as target:
+                status = target.socket.stat()
+                assert stat.S_IMODE(status.st_mode) == mode, oct(status.st_mode)
+                assert not option or status.st_gid == group, status
+                expect(tool("rbt-connect", "info", target.uri), 0)
+                if os.geteuid() != 0:
+                    continue  # only root can be somebody else
+                for groups, welcome in (([], stranger), ([group], member)):
+                    result = subprocess.run([program, "info", target.uri], user=65534, group=65534, extra_groups=groups,
+                                            capture_output=True, text=True, timeout=60 * SLOW)
+                    assert result.returncode == (0 if welcome else 5), f"{option} {groups}: {result}"
+        for option, words in (("&group=no-such-group", "there is no group 'no-such-group'"), ("&group=0x", "there is no group '0x'")):
+            refused = subprocess.run([TOOLS / "rbt-target", "--listen", f"nvme+shm://?socket={work}/rbt.sock{option}", "--subsystem", NQN,
+                                      "--store", "ram:size=1MiB"], capture_output=True, text=True, timeout=60 * SLOW)
+            assert refused.returncode == 3 and words in refused.stderr, refused
+        expect(tool("rbt-connect", "info", f"nvme+shm:///{NQN}?socket={work}/rbt.sock&group=1"), 2, "leave it out")
+
+
+@claim
 def every_refusal_says_what_where_and_what_now():
     with folder() as work, Target(work, "ram:size=1MiB") as target:
         expect(tool("rbt-connect", "info", target.uri.replace("/1?", "/7?")), 3, "7")
@@ -199,6 +226,25 @@ def a_copy_from_a_pipe_that_says_nothing_ends_when_it_is_told_to():
         assert status == 130, f"exit status {status}: {copy.stderr.read()}"
         said = copy.stderr.read()
         assert b"interrupted after" in said, said
+        copy.stdin.close()
+        copy.stderr.close()
+
+
+@claim
+def a_copy_from_a_pipe_that_says_nothing_notices_that_the_target_is_gone():
+    with folder() as work, Target(work, "ram:size=4MiB") as target:
+        copy = subprocess.Popen([TOOLS / "rbt-connect", "copy", "-", target.uri], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        copy.stdin.write(bytes(range(256)) * 4096 + b"!")
+        copy.stdin.flush()
+        left = array.array("i", [0])
+        eventually("the pipe is empty", lambda: fcntl.ioctl(copy.stdin, termios.FIONREAD, left) == 0 and left[0] == 0, 10)
+        target.process.kill()
+        killed = time.monotonic()
+        status = copy.wait(timeout=10 * SLOW)
+        took = time.monotonic() - killed
+        said = copy.stderr.read()
+        assert status == 3 and target.uri.encode() in said, f"exit status {status}: {said}"
+        assert took < 1.0 * SLOW, f"noticed after {took:.2f} s"
         copy.stdin.close()
         copy.stderr.close()
 

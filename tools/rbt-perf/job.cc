@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/random.h"
 #include "tools/rbt-perf/pattern.h"
 
 namespace rbt::tools {
@@ -255,17 +256,15 @@ void Job::complain(std::string message) {
 }  // namespace
 
 Result<JobResult> run_job(initiator::Session& session, const initiator::Namespace& disk, const JobOptions& options,
-                          const Clock& clock, Logger& logger, const Interrupt& interrupt) {
-  auto reactor = transport::Reactor::create(clock, logger);
-  if (!reactor) return failure(std::move(reactor.error()));
+                          transport::Reactor& reactor, const Interrupt& interrupt) {
   // Buddy blocks are powers of two: ask for what the requests will really take.
   std::uint64_t buffer = transport::BufferPool::kBlockMin;
   while (buffer < options.block.value() << disk.block_shift.value())
     buffer *= 2;
   auto queue = session.open_queue_pair(
-      **reactor, {.depth = std::max(options.depth, 2U), .buffers = Bytes(buffer * options.depth)});
+      reactor, {.depth = std::max(options.depth, 2U), .buffers = Bytes(buffer * options.depth)});
   if (!queue) return failure(std::move(queue.error()));
-  return Job(**queue, **reactor, disk, options, interrupt).run();
+  return Job(**queue, reactor, disk, options, interrupt).run();
 }
 
 }  // namespace rbt::tools

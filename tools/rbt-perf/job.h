@@ -7,8 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "common/clock.h"
-#include "common/random.h"
 #include "common/result.h"
 #include "initiator/initiator.h"
 #include "tools/program/interrupt.h"
@@ -49,10 +47,10 @@ struct JobResult {
   std::vector<std::string> messages;  ///< the first few failures, in words
 };
 
-/// Runs on the calling thread: connects the queue pair, fills (reads under --verify), measures, reads back. An Error: it
-/// could not begin; failures of requests are in the result.
+/// Runs on the calling thread, whose reactor it turns: connects the queue pair, fills (reads under --verify), measures,
+/// reads back. An Error: it could not begin; failures of requests are in the result.
 [[nodiscard]] Result<JobResult> run_job(initiator::Session& session, const initiator::Namespace& disk,
-                                        const JobOptions& options, const Clock& clock, Logger& logger,
+                                        const JobOptions& options, transport::Reactor& reactor,
                                         const Interrupt& interrupt);
 
 }  // namespace rbt::tools

@@ -142,20 +142,25 @@ Result<JobResult> measure(initiator::Session& session, const initiator::Namespac
     return failure(ErrorKind::invalid_argument, fmt::format("--bs {}: the namespace has blocks of {} bytes",
                                                             options.request_bytes, disk.block_size()));
   std::vector<JobOptions> jobs(options.jobs, options.job);
-  const std::uint64_t run = random();
+  const std::uint64_t run_id = random();
   for (std::uint32_t i = 0; i < options.jobs; ++i) {
     jobs[i].block = disk.block_shift.blocks(Bytes(options.request_bytes));
     auto part = part_of(disk, options, i);
     if (!part) return failure(std::move(part.error()));
     jobs[i].part = *part;
-    jobs[i].run = run;
+    jobs[i].run = run_id;
     jobs[i].seed = options.job.seed * 64 + i;
   }
+  const auto run = [&](const JobOptions& job) -> Result<JobResult> {
+    auto reactor = transport::Reactor::create(clock, logger);
+    if (!reactor) return failure(std::move(reactor.error()));
+    return run_job(session, disk, job, **reactor, interrupt);
+  };
   std::vector<std::optional<Result<JobResult>>> results(options.jobs);
   std::vector<std::thread> threads;
   for (std::uint32_t i = 1; i < options.jobs; ++i)
-    threads.emplace_back([&, i] { results[i] = run_job(session, disk, jobs[i], clock, logger, interrupt); });
-  results[0] = run_job(session, disk, jobs[0], clock, logger, interrupt);
+    threads.emplace_back([&, i] { results[i] = run(jobs[i]); });
+  results[0] = run(jobs[0]);
   for (auto& thread : threads)
     thread.join();
   JobResult total;
