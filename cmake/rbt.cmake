@@ -103,7 +103,7 @@ function(rbt_fuzzer name)
   target_link_libraries(${name} PRIVATE ${ARG_LINK})
   rbt_compiled_as(${name} code)
   target_link_options(${name} PRIVATE -fsanitize=fuzzer)
-  add_test(NAME ${name} COMMAND ${name} -max_total_time=20 -timeout=10 -print_final_stats=1
+  add_test(NAME ${name} COMMAND ${name} -max_total_time=10 -timeout=10 -print_final_stats=1
            ${CMAKE_CURRENT_BINARY_DIR}/corpus-${name} ${CMAKE_CURRENT_SOURCE_DIR}/corpus/${name})
   file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/corpus-${name})
   set_tests_properties(${name} PROPERTIES LABELS fuzz TIMEOUT 120)

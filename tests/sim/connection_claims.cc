@@ -24,12 +24,12 @@ void private_data_travels(FabricUnderTest& fabric) {
   rig.server.listen(fabric.address());
   for (const std::size_t size : {std::size_t{0}, std::size_t{1}, std::size_t{32}, std::size_t{56}}) {
     const Bytes8 request = pattern(size, 1), reply = pattern(size * 196 / 56, 2);
-    End& client = rig.client.connect(fabric.address(), {.private_data = request});
+    End& client = rig.client.connect(fabric.address(), {.private_data = request, .timeout = kPatience});
     rig.expect([&] { return !rig.server.requests.empty(); }, "the connect arrives");
     const ConnectionRequest& heard = *rig.server.requests.front();
     CHECK(begins_with({heard.private_data().begin(), heard.private_data().end()}, request));
     CHECK_FALSE(heard.peer().empty());
-    End& server = rig.server.accept({.private_data = reply});
+    End& server = rig.server.accept({.private_data = reply, .timeout = kPatience});
     rig.expect([&] { return client.established && server.established; }, "both ends are established");
     CHECK(begins_with(client.private_data, reply));
     CHECK(server.private_data.empty());
@@ -218,7 +218,7 @@ void orderly_end(FabricUnderTest& fabric) {
 
 void nothing_after_close(FabricUnderTest& fabric) {
   Rig rig(fabric);
-  const auto pair = rig.connect({.send_depth = 32});
+  const auto pair = rig.connect({.send_depth = 32, .timeout = kPatience});
   Buffer large(pair.client.connection->domain(), 1 << 20, RemoteAccess::none);
   Buffer target(pair.server.connection->domain(), 1 << 20, RemoteAccess::write);
   for (std::uint64_t i = 0; i < 16; ++i)
@@ -240,7 +240,7 @@ void nothing_after_close(FabricUnderTest& fabric) {
   rig.run_a_while();
   CHECK(target.bytes(0, target.size()) == after);
 
-  const auto other = rig.connect({.send_depth = 64});
+  const auto other = rig.connect({.send_depth = 64, .timeout = kPatience});
   for (std::uint64_t i = 0; i < 64; ++i)
     other.client.post_send(large, 0, 64, i);
   rig.expect([&] { return other.client.completed() >= 1; }, "the first of many small ones is done");

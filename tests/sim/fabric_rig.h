@@ -78,6 +78,9 @@ class End final : public transport::ConnectionHandler {
   std::function<void()> when_disconnected;
 };
 
+/// For connecting and accepting: the connection manager repeats what was lost after 4.3 s (rdma_cm's 20), perhaps twice.
+inline constexpr Duration kPatience = std::chrono::seconds(20);
+
 /// One machine's share: a poll group, maybe a listener, its ends.
 class Side final : public transport::CompletionHandler, public transport::ListenerHandler {
  public:
@@ -88,9 +91,9 @@ class Side final : public transport::CompletionHandler, public transport::Listen
   void on_listener_failed(const Error& error) override { listener_error = error.message(); }
 
   void listen(const Uri& address, const transport::ListenOptions& options = {});
-  End& connect(const Uri& address, const transport::ConnectOptions& options = {});
+  End& connect(const Uri& address, const transport::ConnectOptions& options = {.timeout = kPatience});
   /// The oldest request waiting.
-  End& accept(const transport::AcceptOptions& options = {});
+  End& accept(const transport::AcceptOptions& options = {.timeout = kPatience});
   void release_held();
 
   std::unique_ptr<transport::PollGroup> group;
@@ -114,8 +117,8 @@ class Rig {
     End& server;
   };
   /// A connection, established on both sides.
-  [[nodiscard]] Pair connect(const transport::ConnectOptions& connecting = {},
-                             const transport::AcceptOptions& accepting = {});
+  [[nodiscard]] Pair connect(const transport::ConnectOptions& connecting = {.timeout = kPatience},
+                             const transport::AcceptOptions& accepting = {.timeout = kPatience});
   /// A message goes each way and arrives.
   void expect_working(const Pair& pair);
   [[nodiscard]] bool run_until(const std::function<bool()>& done) { return fabric_.run_until(done); }

@@ -135,7 +135,7 @@ void write_before_send(FabricUnderTest& fabric) {
 
 void unsignaled_is_silent(FabricUnderTest& fabric) {
   Rig rig(fabric);
-  const auto pair = rig.connect({.send_depth = 16});
+  const auto pair = rig.connect({.send_depth = 16, .timeout = kPatience});
   const std::uint32_t depth = pair.client.connection->limits().send_depth;  // may be rounded up
   REQUIRE(depth >= 16);
   Buffer here(pair.client.connection->domain(), 64, RemoteAccess::none);
@@ -161,7 +161,7 @@ void unsignaled_is_silent(FabricUnderTest& fabric) {
 
 void all_or_nothing(FabricUnderTest& fabric) {
   Rig rig(fabric);
-  const auto pair = rig.connect({.send_depth = 8});
+  const auto pair = rig.connect({.send_depth = 8, .timeout = kPatience});
   const std::uint32_t depth = pair.client.connection->limits().send_depth;
   Buffer buffer(pair.client.connection->domain(), 8, RemoteAccess::none);
   const Segment segment = buffer.segment(0, 8);
@@ -194,7 +194,8 @@ void copied_data(FabricUnderTest& fabric) {
 
 void reads_beyond_the_limit(FabricUnderTest& fabric) {
   Rig rig(fabric);
-  const auto pair = rig.connect({.incoming_reads = 2}, {.outgoing_reads = 16});
+  const auto pair =
+      rig.connect({.incoming_reads = 2, .timeout = kPatience}, {.outgoing_reads = 16, .timeout = kPatience});
   CHECK(pair.server.connection->limits().read_depth >= 1);
   CHECK(pair.server.connection->limits().read_depth <= 2);
   constexpr std::size_t kSize = 20'000, kReads = 40;
@@ -242,7 +243,7 @@ void invalidation(FabricUnderTest& fabric) {
 void expect_forbidden(FabricUnderTest& fabric, RemoteAccess granted,
                       const std::function<void(WorkRequest&, const Buffer& target)>& attempt) {
   Rig rig(fabric);
-  const auto culprit = rig.connect({.send_depth = 16});
+  const auto culprit = rig.connect({.send_depth = 16, .timeout = kPatience});
   const auto bystander = rig.connect();
   Buffer target(culprit.server.connection->domain(), 8192, granted);
   Buffer source(culprit.client.connection->domain(), 8192, RemoteAccess::none);
