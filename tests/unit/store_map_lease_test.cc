@@ -113,7 +113,7 @@ bool serves_in_place(StoreRig& rig) {
 
 struct Guarded {
   Guarded() {
-    auto started = Monitor::start(rig.clock, journal);
+    auto started = Monitor::start(clock, journal);
     REQUIRE(started);
     monitor = std::move(*started);
     rig.monitor = monitor.get();
@@ -121,7 +121,8 @@ struct Guarded {
   }
   ~Guarded() { rig.close(); }
   Image image;
-  Journal journal;  // the monitor's: of its threads
+  SystemClock clock;  // the monitor's: it outlives the rig
+  Journal journal;    // the same, of its threads
   std::unique_ptr<Monitor> monitor;
   StoreRig rig;
 };
