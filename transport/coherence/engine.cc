@@ -65,7 +65,7 @@ bool Engine::hear(RegionBody& body, Instant now) noexcept {
     case RegionState::fenced:
     case RegionState::gone:
       // What was discarded first and is unmapped now: its owner need not wait for the discarding any more.
-      if (const Change change = answer(body); change == Change::unmapped || change == Change::moved)
+      if (const Change change = answer(body); body.counters.last_change == Change::discarded && change != Change::none)
         body.counters.last_change = change;
       break;
   }
