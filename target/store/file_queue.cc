@@ -62,8 +62,19 @@ FileQueue::FileQueue(FileStore& store, const StoreQueueContext& context, IoEngin
       buffers_(context.buffers),
       own_engine_(std::move(own)),
       io_(engine.open(store.medium().fd(), *this)),
-      log_limit_(kLogInterval) {
+      log_limit_(kLogInterval),
+      look_timer_(context.reactor.timers(), [this] {
+        store_.look_at_size(reactor_.now());
+        look_again();
+      }) {
   sync_.kind = Kind::sync_data;
+  if (store_.observed()) look_again();
+}
+
+/// At whole multiples of the period, so that the files of an idle reactor wake it once and not each by itself.
+void FileQueue::look_again() {
+  const Duration now = reactor_.clock().now().time_since_epoch();
+  look_timer_.arm(Instant((now / FileStore::kLookPeriod + 1) * FileStore::kLookPeriod));
 }
 
 FileQueue::~FileQueue() {
@@ -312,6 +323,10 @@ void FileQueue::on_failed(FileOperation& operation, int error) {
     if (!next_discard(operation)) end(operation, StoreStatus::ok);
     return;
   }
+  // A disk that has shrunk says ENOSPC or EIO behind its end.
+  const bool transfers = operation.step == Step::read || operation.step == Step::write || operation.step == Step::zero;
+  if (transfers && !store_.reaches(operation.offset + operation.length))
+    return end(operation, StoreStatus::out_of_range);
   report(operation, error);
   end(operation, file_status(error, operation.step == Step::read ? Intent::read : Intent::write));
 }

@@ -62,6 +62,7 @@ class FileQueue final : public StoreQueue,
   [[nodiscard]] bool idle() const noexcept;
   void want_turn();
   void begin_flush();
+  void look_again();
 
   void on_buffer_available() override;
   void hold(Lease& lease, std::span<std::byte> buffer) const noexcept;
@@ -88,11 +89,12 @@ class FileQueue final : public StoreQueue,
   RateLimit log_limit_;
   Operations waiting_for_buffer_;
   Operations ready_;
-  Operations flush_next_;     // the next fdatasync is for these
-  Operations flush_running_;  // the fdatasync under way is for these
-  IoOperation sync_;          // that fdatasync
-  bool listed_ = false;       // a source of the reactor
-  std::size_t pending_ = 0;   // requests that have not been answered
+  Operations flush_next_;        // the next fdatasync is for these
+  Operations flush_running_;     // the fdatasync under way is for these
+  IoOperation sync_;             // that fdatasync
+  transport::Timer look_timer_;  // at the file's size, if somebody wants to hear of it
+  bool listed_ = false;          // a source of the reactor
+  std::size_t pending_ = 0;      // requests that have not been answered
 };
 
 }  // namespace rbt::target

@@ -54,10 +54,19 @@ std::uint64_t FileStore::refresh_size() const noexcept {
   const auto size = medium_.size_now();
   if (!size) return size_.load(std::memory_order_relaxed);
   const std::uint64_t before = size_.exchange(*size, std::memory_order_relaxed);
-  if (before != *size)
-    logger_.warning("store '{}': it had {} bytes and has {} now{}", spec_, before, *size,
-                    *size < before ? ": what lies behind the end fails until it is that long again" : "");
+  if (before == *size) return *size;
+  logger_.warning("store '{}': it had {} bytes and has {} now{}", spec_, before, *size,
+                  *size < before ? ": what lies behind the end fails until it is that long again" : "");
+  if (StoreObserver* const observer = observer_.load(std::memory_order_acquire); observer != nullptr)
+    observer->on_geometry_changed();
   return *size;
+}
+
+void FileStore::look_at_size(Instant now) const noexcept {
+  const Instant before = looked_.load(std::memory_order_relaxed);
+  if (before != Instant::min() && now - before < kLookPeriod / 2) return;
+  looked_.store(now, std::memory_order_relaxed);
+  static_cast<void>(refresh_size());
 }
 
 Geometry FileStore::geometry() const {

@@ -27,11 +27,11 @@ class FileStore final : public Store {
 
   /// Asks the file how large it is: a system call.
   [[nodiscard]] Geometry geometry() const override;
+  void observe(StoreObserver* observer) noexcept override { observer_.store(observer, std::memory_order_release); }
   [[nodiscard]] const Identity& identity() const noexcept override { return medium_.identity(); }
   [[nodiscard]] const std::string& spec() const noexcept override { return spec_; }
-  [[nodiscard]] Result<void> prepare(transport::ProtectionDomain&, std::uint32_t) override {
-    return {};
-  }  // the pool's owner did it
+  /// The pool's owner has done it.
+  [[nodiscard]] Result<void> prepare(transport::ProtectionDomain&, std::uint32_t) override { return {}; }
   [[nodiscard]] Result<std::unique_ptr<StoreQueue>> open_queue(const StoreQueueContext& context) override;
 
   // For queues.
@@ -40,6 +40,12 @@ class FileStore final : public Store {
   [[nodiscard]] Logger& logger() const noexcept { return logger_; }
   /// Whether the file still reaches to `end` (bytes); one system call. Tells the log when it has shrunk or grown.
   [[nodiscard]] bool reaches(std::uint64_t end) const noexcept;
+  /// Somebody wants to hear when the file grows or shrinks, which nothing but looking tells: inotify would report every
+  /// write of ours, and does not know block devices.
+  [[nodiscard]] bool observed() const noexcept { return observer_.load(std::memory_order_acquire) != nullptr; }
+  /// Looks, unless another queue has done so within half a period.
+  void look_at_size(Instant now) const noexcept;
+  static constexpr Duration kLookPeriod = std::chrono::seconds(2);
   /// What the file has refused once it is not asked for again. Relaxed: a hint.
   [[nodiscard]] bool refuses(IoOperation::Kind kind) const noexcept;
   void remember_refusal(IoOperation::Kind kind) noexcept;
@@ -59,9 +65,11 @@ class FileStore final : public Store {
   std::unique_ptr<IoEngineFactory> own_io_;
   IoEngineFactory* io_;
   ZeroPages zeroes_;
-  mutable std::atomic<std::uint64_t> size_;  // as last seen; exchanged by whoever sees another
-  std::atomic<std::uint32_t> refusals_{0};   // bit per IoOperation::Kind
-  std::atomic<bool> lost_writes_{false};     // released by the queue that saw it, acquired by every flush
+  mutable std::atomic<std::uint64_t> size_;              // as last seen; exchanged by whoever sees another
+  mutable std::atomic<Instant> looked_{Instant::min()};  // relaxed: looking twice does no harm
+  std::atomic<StoreObserver*> observer_{nullptr};        // released by observe(), acquired by who sees another size
+  std::atomic<std::uint32_t> refusals_{0};               // bit per IoOperation::Kind
+  std::atomic<bool> lost_writes_{false};                 // released by the queue that saw it, acquired by every flush
 };
 
 /// The status for a failed system call: `write` for writes, fallocate and fdatasync.

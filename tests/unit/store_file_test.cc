@@ -241,6 +241,31 @@ TEST_CASE("A file that shrinks under us fails what lies behind its end, and is n
   CHECK(all_zero(rig.must_read(4000, 8)));
 }
 
+TEST_CASE(
+    "Who observes a file hears that it has grown and shrunk, without asking, and an idle reactor hardly wakes for it") {
+  FileRig rig(false);
+  const std::string path = rig.directory.make("image", kMiB);
+  rig.open("file:" + path);
+  rig.queue.reset();
+  CountingObserver observer;
+  rig.store->observe(&observer);
+  rig.queue = rig.open_queue();
+  const auto other = rig.open_queue();
+  for (const std::uint64_t size : {2 * kMiB, 512 * kKiB}) {
+    std::filesystem::resize_file(path, size);
+    const int before = observer.calls;
+    const auto sleeps = rig.reactor().counters().sleeps.load();
+    rig.run_until([&] { return observer.calls > before; });
+    CHECK(observer.calls == before + 1);
+    CHECK(rig.reactor().counters().sleeps.load() - sleeps < 10);
+    CHECK(rig.store->geometry().blocks == Blocks(size / 512));
+  }
+  std::filesystem::resize_file(path, 256 * kKiB);
+  std::vector<std::byte> bytes;
+  CHECK(rig.read(1000, 1, bytes) == StoreStatus::out_of_range);
+  CHECK(observer.calls == 3);  // at once: no need to wait
+}
+
 TEST_CASE("Those who wait for a buffer get it in the order of asking, small behind large") {
   FileRig rig(false, Bytes(2 * kMiB));
   rig.open("file:" + rig.directory.make("image", 4 * kMiB));

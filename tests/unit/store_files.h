@@ -74,6 +74,8 @@ class LoopDevice {
     if (!path.empty()) ::ioctl(device_, LOOP_CLR_FD);
     if (device_ >= 0) ::close(device_);
   }
+  /// The backing file is longer or shorter than it was.
+  void take_new_size() const { REQUIRE(::ioctl(device_, LOOP_SET_CAPACITY) == 0); }
   LoopDevice(const LoopDevice&) = delete;
   LoopDevice& operator=(const LoopDevice&) = delete;
   std::string path;

@@ -227,6 +227,33 @@ TEST_CASE("A block device is served whole, and to nobody else") {
   CHECK(identity_at(rig, spec) == identity);
 }
 
+TEST_CASE("A block device that shrinks fails what lies behind its end as out of range, and one that grows is larger") {
+  StoreRig rig;
+  TemporaryDirectory directory;
+  const std::string backing = directory.make("backing", 16 * kMiB);
+  LoopDevice loop(backing);
+  if (loop.path.empty()) {
+    WARN("no loop device to be had");
+    return;
+  }
+  rig.open("file:" + loop.path);
+  rig.queue.reset();
+  CountingObserver observer;
+  rig.store->observe(&observer);
+  rig.queue = rig.open_queue();
+  std::filesystem::resize_file(backing, 8 * kMiB);
+  loop.take_new_size();
+  std::vector<std::byte> bytes;
+  CHECK(rig.read(20000, 8, bytes) == StoreStatus::out_of_range);
+  CHECK(rig.write(20000, pattern(4096, 1)) == StoreStatus::out_of_range);
+  CHECK(observer.calls == 1);
+  CHECK(rig.store->geometry().blocks == Blocks(16384));
+  std::filesystem::resize_file(backing, 32 * kMiB);
+  loop.take_new_size();
+  rig.run_until([&] { return observer.calls == 2; });
+  CHECK(rig.write(60000, pattern(4096, 1)) == StoreStatus::ok);
+}
+
 TEST_CASE("A mounted block device is refused, and the message says where it is mounted") {
   StoreRig rig;
   TemporaryDirectory directory;

@@ -1,6 +1,7 @@
 #pragma once
 // What a store needs around it, and its operations as plain calls that wait for their end.
 
+#include <atomic>
 #include <catch2/catch.hpp>
 #include <cstring>
 #include <functional>
@@ -76,6 +77,12 @@ class Waited final : public StoreRequest {
   int calls = 0;
   StoreStatus status = StoreStatus::unavailable;
   std::function<void()> then;
+};
+
+/// Counts what it is told.
+struct CountingObserver final : StoreObserver {
+  void on_geometry_changed() noexcept override { ++calls; }
+  std::atomic<int> calls{0};
 };
 
 inline std::vector<std::byte> pattern(std::size_t size, std::uint64_t seed) {
