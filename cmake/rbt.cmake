@@ -8,6 +8,7 @@ find_package(tl-expected REQUIRED)
 find_package(Boost REQUIRED COMPONENTS program_options)
 pkg_check_modules(LIBURING REQUIRED IMPORTED_TARGET liburing)
 pkg_check_modules(LIBPMEM REQUIRED IMPORTED_TARGET libpmem)
+pkg_check_modules(LIBNBD REQUIRED IMPORTED_TARGET libnbd)
 pkg_check_modules(VERBS REQUIRED IMPORTED_TARGET libibverbs librdmacm)
 
 # Of libnvme only the header with the specification's structures is used (its .pc would pull in libraries we do not call).

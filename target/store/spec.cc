@@ -12,6 +12,7 @@
 #include "target/store/file_store.h"
 #include "target/store/identity.h"
 #include "target/store/map_store.h"
+#include "target/store/nbd_store.h"
 #include "target/store/null_store.h"
 #include "target/store/ram_store.h"
 #include "target/store/spec_text.h"
@@ -171,8 +172,38 @@ Opened open_map(std::string_view spec, const SpecPart& part, const StoreEnvironm
   return MapStore::create(std::string(spec), options, environment);
 }
 
-constexpr std::array<Kind, 4> kKinds{
-    {{{"file", true}, open_file}, {{"map", true}, open_map}, {{"null", false}, open_null}, {{"ram", false}, open_ram}}};
+Result<void> take_nbd_option(const SpecReader& reader, const SpecOption& option, NbdOptions& options) {
+  const std::string& key = option.key.text;
+  if (key == "timeout") return reader.duration(option).map([&](Duration patience) { options.patience = patience; });
+  if (key == "connections")
+    return reader.number(option, 1, NbdOptions::kLinksMax).map([&](std::uint64_t number) {
+      options.links_max = static_cast<std::uint32_t>(number);
+    });
+  if (key != "writes") return failure(reader.unknown(option));
+  constexpr std::array kWords{NbdOptions::Writes::durable, NbdOptions::Writes::cached};
+  return reader.word(option, {"durable", "cached"}).map([&](std::size_t word) { options.writes = kWords.at(word); });
+}
+
+Opened open_nbd(std::string_view spec, const SpecPart& part, const StoreEnvironment& environment) {
+  const SpecReader reader(
+      spec, part, "block=512|1024|2048|4096, readonly, writes=durable|cached, timeout=20s, connections=N, uuid=UUID");
+  if (!part.argument) return failure(reader.missing("the URI of an NBD export, like nbd+unix:///?socket=PATH,"));
+  NbdOptions options;
+  options.uri = part.argument->text;
+  for (const SpecOption& option : part.options) {
+    auto taken = take_medium_option(reader, option, options);
+    if (!taken) return failure(std::move(taken.error()));
+    if (*taken) continue;
+    if (auto own = take_nbd_option(reader, option, options); !own) return failure(std::move(own.error()));
+  }
+  return NbdStore::create(std::string(spec), options, environment);
+}
+
+constexpr std::array<Kind, 5> kKinds{{{{"file", true}, open_file},
+                                      {{"map", true}, open_map},
+                                      {{"nbd", true}, open_nbd},
+                                      {{"null", false}, open_null},
+                                      {{"ram", false}, open_ram}}};
 
 }  // namespace
 
@@ -183,6 +214,8 @@ std::string_view store_spec_help() noexcept {
          "devdax\n"
          "                                                             device: without a copy; other files as file: "
          "does\n"
+         "nbd:URI[,block=…][,readonly][,writes=durable|cached][,timeout=20s][,connections=N][,uuid=UUID]\n"
+         "                                                             what an NBD server exports: qcow2 and more\n"
          "ram:size=SIZE[,block=512|1024|2048|4096][,huge=auto|never][,atomic=auto|in-place|shadow]\n"
          "                                                             memory, gone with the process\n"
          "null:size=SIZE[,block=…]                                     zeroes; forgets what is written\n";

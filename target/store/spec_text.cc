@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <charconv>
 
 #include "common/log.h"
 #include "common/sizes.h"
@@ -145,6 +146,14 @@ Result<Bytes> SpecReader::size(const SpecOption& option) const {
   return bytes;
 }
 
+Result<Duration> SpecReader::duration(const SpecOption& option) const {
+  auto text = value(option);
+  if (!text) return failure(std::move(text.error()));
+  auto duration = parse_duration(*text);
+  if (!duration) return failure(problem(option, duration.error().message()));
+  return *duration;
+}
+
 Result<BlockShift> SpecReader::block(const SpecOption& option) const {
   auto text = value(option);
   if (!text) return failure(std::move(text.error()));
@@ -154,6 +163,16 @@ Result<BlockShift> SpecReader::block(const SpecOption& option) const {
     return failure(
         problem(option, fmt::format("a block has 512, 1024, 2048 or 4096 bytes, not '{}'", printable(*text))));
   return *shift;
+}
+
+Result<std::uint64_t> SpecReader::number(const SpecOption& option, std::uint64_t least, std::uint64_t most) const {
+  auto text = value(option);
+  if (!text) return failure(std::move(text.error()));
+  std::uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), number);
+  if (error != std::errc() || end != text->data() + text->size() || number < least || number > most)
+    return failure(problem(option, fmt::format("'{}' is not a number from {} to {}", printable(*text), least, most)));
+  return number;
 }
 
 Result<std::size_t> SpecReader::word(const SpecOption& option, const std::vector<std::string_view>& words) const {

@@ -64,7 +64,9 @@ class SpecReader {
   [[nodiscard]] Result<void> flag(const SpecOption& option) const;
   [[nodiscard]] Result<std::string> value(const SpecOption& option) const;
   [[nodiscard]] Result<Bytes> size(const SpecOption& option) const;
+  [[nodiscard]] Result<Duration> duration(const SpecOption& option) const;
   [[nodiscard]] Result<BlockShift> block(const SpecOption& option) const;
+  [[nodiscard]] Result<std::uint64_t> number(const SpecOption& option, std::uint64_t least, std::uint64_t most) const;
   /// The index of the value in `words`.
   [[nodiscard]] Result<std::size_t> word(const SpecOption& option, const std::vector<std::string_view>& words) const;
 

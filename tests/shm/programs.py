@@ -136,6 +136,44 @@ def a_file_is_served_with_the_same_bytes_and_the_same_identity_after_a_restart()
         assert before["namespaces"][0]["uuid"] == after["namespaces"][0]["uuid"], "the identity changed"
 
 
+class QemuNbd:
+    """qemu-nbd with a qcow2 image, until the end of the with statement; can be killed and started again."""
+
+    def __init__(self, folder):
+        self.socket = folder / "nbd.sock"
+        self.image = folder / "image.qcow2"
+        self.process = None
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", self.image, "64M"], check=True)
+
+    def __enter__(self):
+        self.socket.unlink(missing_ok=True)
+        self.process = subprocess.Popen(["qemu-nbd", "-t", "-e", "4", "-f", "qcow2", "--discard=unmap", "-k", self.socket, self.image])
+        eventually("qemu-nbd serves", lambda: subprocess.run(["nbdinfo", "--size", self.uri()], capture_output=True).returncode == 0, 20)
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+    def uri(self):
+        return f"nbd+unix:///?socket={self.socket}"
+
+
+@claim
+def qcow2_over_nbd_reads_back_right_although_qemu_nbd_is_killed_in_the_middle():
+    with folder() as work, QemuNbd(work) as server, Target(work, f"nbd:{server.uri()}", arguments=["--reactors", "2"]) as target:
+        load = subprocess.Popen([TOOLS / "rbt-perf", target.uri, "--rw", "randrw", "--bs", "4k", "--iodepth", "16", "--numjobs", "2", "--size",
+                                 "16MiB", "--runtime", str(3 * SLOW), "--verify", "-o", "json"], stdout=subprocess.PIPE, text=True)
+        for kill in range(3):
+            time.sleep(RANDOM.uniform(0.2, 0.6) * SLOW)
+            server.__exit__()
+            server.__enter__()
+            eventually("the target is back", lambda: target.text().count("connected to the server again") > kill, 20)
+        output, _ = load.communicate(timeout=60 * SLOW)
+        figures = json.loads(output)
+        assert load.returncode == 0 and figures["errors"] == 0 and figures["blocks_verified"] > 0, figures
+
+
 @claim
 def a_memory_disk_is_another_disk_after_a_restart():
     with folder() as work:
