@@ -75,7 +75,8 @@ struct NamespaceStatistics {
   std::uint64_t other = 0;  ///< Flush, Write Zeroes, Dataset Management
   std::uint64_t bytes_read = 0;
   std::uint64_t bytes_written = 0;
-  std::uint64_t errors = 0;  ///< commands that the store could not carry out
+  std::uint64_t errors = 0;              ///< commands that the store could not carry out
+  std::vector<std::string> report = {};  ///< what the store itself has counted: Store::report()
 };
 
 /// One reactor's share.

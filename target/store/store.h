@@ -9,6 +9,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "common/result.h"
 #include "common/units.h"
@@ -157,6 +158,8 @@ class Store {
   [[nodiscard]] virtual const std::string& spec() const noexcept = 0;
   /// How it is served, and why not better, for people: a few lines, or nothing.
   [[nodiscard]] virtual std::string explain() const { return {}; }
+  /// What it has counted since it was opened, a line each, for people; most stores count nothing. Slow path.
+  [[nodiscard]] virtual std::vector<std::string> report() const { return {}; }
   /// Makes the store's own memory, if it serves from it, reachable through `domain`. Slow path; before the first lease
   /// of each connection, whose `path_mtu` (as Lease::path_mtu) may decide how blocks are kept whole.
   [[nodiscard]] virtual Result<void> prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) = 0;

@@ -29,7 +29,8 @@ constexpr std::string_view kUsageText = R"(Usage: rbt-target --listen URI... --s
        rbt-target --config FILE.toml [options]
        rbt-target --explain SPEC...
 
-Serves disks to NVMe-oF hosts until SIGTERM. Prints one line with the word `ready` once it can be connected to.
+Serves disks to NVMe-oF hosts until SIGTERM. Prints one line with the word `ready` once it can be connected to. SIGUSR1 makes
+it log what each namespace has done so far.
 
   rbt-target --listen nvme+rdma://10.0.0.1 --subsystem nqn.2026-01.io.example:disk --store file:/srv/disk.img
   rbt-target --listen nvme+shm:// --subsystem nqn.2026-01.io.example:disk --store ram:size=1GiB
@@ -158,11 +159,11 @@ Error with_descriptor_limit(Error error, rlim_t limit) {
                                          error.message(), limit));
 }
 
-// SIGTERM, SIGINT: as a descriptor, blocked in every thread before the first one starts.
+// SIGTERM, SIGINT, SIGUSR1: as a descriptor, blocked in every thread before the first one starts.
 Result<int> signals_as_descriptor() {
   sigset_t set;
   sigemptyset(&set);
-  for (const int signal : {SIGTERM, SIGINT})
+  for (const int signal : {SIGTERM, SIGINT, SIGUSR1})
     sigaddset(&set, signal);
   if (const int error = ::pthread_sigmask(SIG_BLOCK, &set, nullptr); error != 0)
     return errno_failure(error, "blocking signals");
@@ -172,9 +173,21 @@ Result<int> signals_as_descriptor() {
   return fd;
 }
 
-void wait_for_signal(int fd) {
+int wait_for_signal(int fd) {
   signalfd_siginfo info{};
   while (::read(fd, &info, sizeof info) < 0 && errno == EINTR) {
+  }
+  return static_cast<int>(info.ssi_signo);
+}
+
+// SIGUSR1: what has been done so far.
+void log_statistics(const target::Target& target, Logger& logger) {
+  for (const auto& ns : target.statistics().namespaces) {
+    logger.info("{} nsid {} '{}': {} reads of {}, {} writes of {}, {} others, {} errors", ns.subsystem.text(),
+                ns.nsid.value(), ns.store, ns.reads, format_bytes(Bytes(ns.bytes_read)), ns.writes,
+                format_bytes(Bytes(ns.bytes_written)), ns.other, ns.errors);
+    for (const std::string& line : ns.report)
+      logger.info("store '{}': {}", ns.store, line);
   }
 }
 
@@ -206,7 +219,8 @@ Result<void> serve(const Configuration& configuration, Logger& logger) {
   std::fflush(stdout);
   ::sd_notify(0, "READY=1");
 
-  wait_for_signal(*signals);
+  while (wait_for_signal(*signals) == SIGUSR1)
+    log_statistics(**target, logger);
   ::sd_notify(0, "STOPPING=1");
   logger.info("draining: no new connections; commands in flight have {} s", kDrain / std::chrono::seconds(1));
   (*target)->drain(kDrain);
