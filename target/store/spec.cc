@@ -15,6 +15,7 @@
 #include "target/store/nbd_store.h"
 #include "target/store/null_store.h"
 #include "target/store/ram_store.h"
+#include "target/store/spec_layers.h"
 #include "target/store/spec_text.h"
 
 namespace rbt::target {
@@ -205,6 +206,29 @@ constexpr std::array<Kind, 5> kKinds{{{{"file", true}, open_file},
                                       {{"null", false}, open_null},
                                       {{"ram", false}, open_ram}}};
 
+/// The layers of a spec from the outside in; checks that what follows them is one store.
+Result<std::vector<WrapStore>> understand_layers(std::string_view spec, const std::vector<SpecPart>& parts,
+                                                 const StoreEnvironment& environment) {
+  std::vector<WrapStore> layers;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const bool last = i + 1 == parts.size();
+    const auto kinds = layer_kinds();
+    const auto kind =
+        std::find_if(kinds.begin(), kinds.end(), [&](const LayerKind& k) { return k.name.name == parts[i].name.text; });
+    if (kind == kinds.end() && last) return layers;
+    if (kind == kinds.end())
+      return failure(spec_error(spec, parts[i + 1].name.at,
+                                fmt::format("'{}:' is a store and wraps no other", parts[i].name.text)));
+    if (last)
+      return failure(spec_error(spec, spec.size(),
+                                fmt::format("'{0}:' wraps a store, which is missing: {0}:…,file:/x", kind->name.name)));
+    auto wrap = kind->understand(spec, parts[i], environment);
+    if (!wrap) return failure(std::move(wrap.error()));
+    layers.push_back(std::move(*wrap));
+  }
+  return layers;
+}
+
 }  // namespace
 
 std::string_view store_spec_help() noexcept {
@@ -218,23 +242,36 @@ std::string_view store_spec_help() noexcept {
          "                                                             what an NBD server exports: qcow2 and more\n"
          "ram:size=SIZE[,block=512|1024|2048|4096][,huge=auto|never][,atomic=auto|in-place|shadow]\n"
          "                                                             memory, gone with the process\n"
-         "null:size=SIZE[,block=…]                                     zeroes; forgets what is written\n";
+         "null:size=SIZE[,block=…]                                     zeroes; forgets what is written\n"
+         "Layers, in front of a store or of each other:\n"
+         "delay:TIME[-TIME][,OPERATION=TIME[-TIME]…][,seed=N],SPEC      makes it slow; OPERATION: read, write, "
+         "commit,\n"
+         "                                                             flush, discard, write_zeroes\n"
+         "error:OPERATION[+OPERATION…][,lba=FIRST[-LAST]][,nth=N|every=N|probability=P][,seed=N][,status=WORD],SPEC\n"
+         "                                                             lets operations fail\n"
+         "drop-unflushed:[memory=SIZE,]SPEC                            keeps in memory what is not durable: dies with "
+         "it\n"
+         "stats:SPEC                                                   counts and times: SIGUSR1, and at the end\n";
 }
 
 Result<std::unique_ptr<Store>> make_store(std::string_view spec, const StoreEnvironment& environment) {
   std::vector<SpecName> names;
   for (const Kind& kind : kKinds)
     names.push_back(kind.name);
+  for (const LayerKind& kind : layer_kinds())
+    names.push_back(kind.name);
   auto parts = parse_spec(spec, names);
   if (!parts) return failure(std::move(parts.error()));
-  // Layers will be those parts that something follows; so far there are only stores, which stand alone.
-  if (parts->size() > 1)
-    return failure(spec_error(spec, (*parts)[1].name.at,
-                              fmt::format("'{}:' is a store and wraps no other", parts->front().name.text)));
-  const SpecPart& part = parts->front();
+  // All of it is understood before anything is opened.
+  auto layers = understand_layers(spec, *parts, environment);
+  if (!layers) return failure(std::move(layers.error()));
+  const SpecPart& part = parts->back();
   const auto* const kind =
       std::find_if(kKinds.begin(), kKinds.end(), [&](const Kind& k) { return k.name.name == part.name.text; });
-  return kind->open(spec, part, environment);
+  auto store = kind->open(spec, part, environment);
+  for (auto wrap = layers->rbegin(); store && wrap != layers->rend(); ++wrap)
+    store = (*wrap)(std::move(*store));
+  return store;
 }
 
 }  // namespace rbt::target

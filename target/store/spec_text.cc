@@ -99,8 +99,11 @@ Result<std::vector<SpecPart>> parse_spec(std::string_view spec, const std::vecto
                                               parts.empty() ? "" : "; a ',' within a path is written '\\,'")));
       parts.push_back({{std::string(name), at}, std::nullopt, {}, end});
       at += *length + 1;
-      if (found->has_argument) {
-        if (end > at) parts.back().argument = SpecPiece{unescaped(spec.substr(at, end - at)), at};
+      const std::string_view rest = spec.substr(at, end - at);
+      if (found->is_layer && name_length(rest)) continue;  // "stats:file:/x"
+      if (found->has_argument && !(found->is_layer && rest.find('=') != std::string_view::npos)) {
+        if (!rest.empty()) parts.back().argument = SpecPiece{unescaped(rest), at};
+        parts.back().end = end;
         at = end + 1;
         continue;
       }

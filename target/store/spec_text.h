@@ -1,10 +1,13 @@
 #pragma once
 // The text of a store spec, taken apart:
 //
-//   spec   = part *( "," part )             layers from the outside in, the store itself last: "delay:5ms,file:/x"
-//   part   = name ":" [ argument ] *( "," option )
+//   spec   = *layer store                   layers from the outside in: "delay:5ms,file:/x", "stats:ram:size=1GiB"
+//   layer  = name ":" [ ( argument / option ) *( "," option ) "," ]
+//   store  = name ":" [ argument ] *( "," option )
 //   option = key [ "=" value ]
 //
+// A layer that is told nothing is followed by the next part at once: no argument of a layer begins with a name and a
+// ':', while all that follows the ':' of a store is the store's ("file:delay:x" is the file "delay:x").
 // A comma or a backslash that belongs to an argument or a value is written "\," or "\\"; a backslash before any other
 // character stands for itself (udev makes names like "My\x20Disk"). A piece that begins with a name and a ':' begins
 // the next part.
@@ -43,12 +46,13 @@ struct SpecPart {
 struct SpecName {
   std::string_view name;
   bool has_argument = false;
+  bool is_layer = false;  ///< wraps what follows
 };
 
 /// invalid_argument in three lines: the spec and what is wrong, the spec, a caret under character `at`.
 [[nodiscard]] Error spec_error(std::string_view spec, std::size_t at, std::string_view what);
 
-/// At least one part, each with a name out of `known`; no key twice in a part.
+/// Any number of layers and one store, each with a name out of `known`; no key twice in a part.
 [[nodiscard]] Result<std::vector<SpecPart>> parse_spec(std::string_view spec, const std::vector<SpecName>& known);
 
 /// Reads the options of one part, each with an error that points at it.

@@ -10,7 +10,7 @@ using namespace rbt::target::test;
 
 namespace {
 
-const std::vector<SpecName> kKnown{{"ram", false}, {"file", true}, {"delay", true}};
+const std::vector<SpecName> kKnown{{"ram", false}, {"file", true}, {"delay", true, true}, {"stats", false, true}};
 
 std::string refusal(std::string_view spec) {
   const auto parts = parse_spec(spec, kKnown);
@@ -44,6 +44,22 @@ TEST_CASE("Layers stand before the store they wrap, each with its own options") 
   CHECK(parts[1].options.size() == 1);
 }
 
+TEST_CASE("A layer that is told nothing is followed by the next at once") {
+  for (const char* const spec : {"stats:delay:5ms,stats:file:/x,readonly", "stats:delay:read=5ms,stats:file:/x"}) {
+    const auto parts = parse_spec(spec, kKnown).value();
+    REQUIRE(parts.size() == 4);
+    CHECK(parts[0].name.text == "stats");
+    CHECK(parts[1].name.text == "delay");
+    CHECK(parts[2].name.text == "stats");
+    CHECK(parts[3].argument->text == "/x");
+  }
+  CHECK(parse_spec("stats:delay:read=5ms,stats:file:/x", kKnown).value()[1].options[0].value->text == "5ms");
+  const auto silent = parse_spec("delay:stats:ram:size=1GiB", kKnown).value();
+  REQUIRE(silent.size() == 3);
+  CHECK_FALSE(silent[0].argument);
+  CHECK(silent[2].options.size() == 1);
+}
+
 TEST_CASE("A comma in a path is written with a backslash, and other backslashes stand for themselves") {
   const auto parts = parse_spec(R"(file:/a\,b\\c\x20d,readonly)", kKnown).value();
   REQUIRE(parts.size() == 1);
@@ -57,12 +73,15 @@ TEST_CASE("A colon in an argument or a value begins no layer") {
 }
 
 TEST_CASE("A spec that is not understood points at the character") {
-  CHECK(refusal("") == "store '': a kind of store and a ':' come first; there are ram:, file:, delay:\n  \n  ^");
-  CHECK(refusal("/dev/sda") ==
-        "store '/dev/sda': a kind of store and a ':' come first; there are ram:, file:, delay:\n  /dev/sda\n  ^");
-  CHECK(refusal("rom:size=1") == "store 'rom:size=1': 'rom:' is none of ram:, file:, delay:\n  rom:size=1\n  ^");
+  CHECK(refusal("") ==
+        "store '': a kind of store and a ':' come first; there are ram:, file:, delay:, stats:\n  \n  ^");
+  CHECK(
+      refusal("/dev/sda") ==
+      "store '/dev/sda': a kind of store and a ':' come first; there are ram:, file:, delay:, stats:\n  /dev/sda\n  ^");
+  CHECK(refusal("rom:size=1") ==
+        "store 'rom:size=1': 'rom:' is none of ram:, file:, delay:, stats:\n  rom:size=1\n  ^");
   CHECK(refusal("file:/x,y:z") ==
-        "store 'file:/x,y:z': 'y:' is none of ram:, file:, delay:; a ',' within a path is "
+        "store 'file:/x,y:z': 'y:' is none of ram:, file:, delay:, stats:; a ',' within a path is "
         "written '\\,'\n  file:/x,y:z\n          ^");
   CHECK(refusal("file:/x,,readonly") ==
         "store 'file:/x,,readonly': an option is expected here: key=value\n  file:/x,,readonly\n          ^");
@@ -93,6 +112,31 @@ TEST_CASE("An option that is wrong is named, with what is allowed") {
   CHECK(rig.open_error("ram:size=1MiB,huge=yes").find("'yes' is not one of auto, never") != std::string::npos);
   CHECK(rig.open_error("ram:size=").find("'size=' and a value are expected") != std::string::npos);
   CHECK(rig.open_error("ram:size").find("'size=' and a value are expected") != std::string::npos);
+}
+
+TEST_CASE("A layer that is wrong is pointed at") {
+  StoreRig rig;
+  CHECK(rig.open_error("delay:5ms") ==
+        "store 'delay:5ms': 'delay:' wraps a store, which is missing: delay:…,file:/x\n  delay:5ms\n           ^");
+  CHECK(rig.open_error("stats:").find("'stats:' wraps a store, which is missing") != std::string::npos);
+  CHECK(rig.open_error("delay:ram:size=1MiB").find("a time, like delay:5ms, is missing") != std::string::npos);
+  CHECK(rig.open_error("delay:5,ram:size=1MiB").find("\n        ^") != std::string::npos);
+  CHECK(rig.open_error("delay:5ms-1ms,ram:size=1MiB").find("the longer time comes second") != std::string::npos);
+  CHECK(rig.open_error("delay:2min,ram:size=1MiB").find("at most 60s are allowed") != std::string::npos);
+  CHECK(rig.open_error("delay:5ms,compare=1ms,ram:size=1MiB").find("'compare' is no option of delay") !=
+        std::string::npos);
+  CHECK(rig.open_error("error:read+wirte,ram:size=1MiB") ==
+        "store 'error:read+wirte,ram:size=1MiB': 'wirte' is not one of read, write, commit, flush, discard, "
+        "write_zeroes\n  error:read+wirte,ram:size=1MiB\n        ^");
+  CHECK(rig.open_error("error:read,nth=0,ram:size=1MiB").find("'0' is not a whole number from 1 on") !=
+        std::string::npos);
+  CHECK(rig.open_error("error:read,nth=1,every=2,ram:size=1MiB").find("only one of nth=, every= and probability=") !=
+        std::string::npos);
+  CHECK(rig.open_error("error:read,probability=2,ram:size=1MiB").find("'2' is not a probability") != std::string::npos);
+  CHECK(rig.open_error("error:read,lba=9-3,ram:size=1MiB").find("lba=0-99") != std::string::npos);
+  CHECK(rig.open_error("error:read,status=bad,ram:size=1MiB").find("'bad' is not one of read_error") !=
+        std::string::npos);
+  CHECK(rig.open_error("stats:x=1,ram:size=1MiB").find("'x' is no option of stats: it has none") != std::string::npos);
 }
 
 TEST_CASE("A store that something follows says that it wraps nothing") {
