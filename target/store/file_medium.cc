@@ -121,6 +121,23 @@ Result<void> FileMedium::open_descriptor(const FileOptions& options) {
                                      : fmt::format("it is {}: take it out of there first", fmt::join(users, ", ")));
 }
 
+namespace {
+
+/// A killed process is gone before the kernel has given back all that its io_uring held, locks among it: whoever is started
+/// right after it tries for a second.
+bool lock_patiently(int fd, struct ::flock& wanted) noexcept {
+  constexpr int kTries = 100;
+  for (int i = 0; i < kTries; ++i) {
+    if (::fcntl(fd, F_OFD_SETLK, &wanted) == 0) return true;
+    if (errno != EAGAIN && errno != EACCES) return false;
+    ::usleep(10'000);
+  }
+  errno = EAGAIN;
+  return false;
+}
+
+}  // namespace
+
 Result<void> FileMedium::lock(const FileOptions& options, const StoreEnvironment& environment) const {
   if (is_device_) return {};  // O_EXCL has done it
   // An open file description lock, fcntl(2): held by this open, so a second one in this process is refused as well. On
@@ -128,7 +145,7 @@ Result<void> FileMedium::lock(const FileOptions& options, const StoreEnvironment
   struct flock whole {};
   whole.l_type = options.read_only ? F_RDLCK : F_WRLCK;
   whole.l_whence = SEEK_SET;
-  if (::fcntl(fd_, F_OFD_SETLK, &whole) == 0) return {};
+  if (lock_patiently(fd_, whole)) return {};
   const int error = errno;
   if (error == EAGAIN || error == EACCES)
     return problem(

@@ -7,6 +7,7 @@
 
 #include "common/check.h"
 #include "target/store/spec.h"
+#include "tests/sim/tags.h"
 
 namespace rbt::test {
 
@@ -29,20 +30,6 @@ transport::sim::NetworkOptions options_for(std::uint64_t seed) {
   options.silent_failure = seed % 3;  // never, always, every other time
   options.rnr_retries = seed % 5 == 0 ? 3 : transport::sim::NetworkOptions::kRetryForever;
   return options;
-}
-
-void put_tag(std::span<std::byte> block, std::uint64_t tag) {
-  for (std::size_t at = 0; at < block.size(); at += sizeof tag)
-    std::memcpy(block.data() + at, &tag, sizeof tag);
-}
-
-/// The tag of a block; nothing if it is torn.
-std::optional<std::uint64_t> tag_of(std::span<const std::byte> block) {
-  std::uint64_t tag = 0;
-  std::memcpy(&tag, block.data(), sizeof tag);
-  for (std::size_t at = 0; at < block.size(); at += sizeof tag)
-    if (std::memcmp(block.data() + at, &tag, sizeof tag) != 0) return std::nullopt;
-  return tag;
 }
 
 }  // namespace
