@@ -123,7 +123,7 @@ function(rbt_install_package)
     DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/rbt)
   # Relative, so that the tree can be installed anywhere (cmake --install --prefix).
   file(RELATIVE_PATH RBT_PC_TO_PREFIX ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
-  foreach(name target initiator)
+  foreach(name target initiator store-plugin)
     configure_file(${PROJECT_SOURCE_DIR}/cmake/rbt-${name}.pc.in ${PROJECT_BINARY_DIR}/rbt-${name}.pc @ONLY)
     install(FILES ${PROJECT_BINARY_DIR}/rbt-${name}.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
   endforeach()

@@ -14,6 +14,7 @@
 #include "target/store/map_store.h"
 #include "target/store/nbd_store.h"
 #include "target/store/null_store.h"
+#include "target/store/plugin_store.h"
 #include "target/store/ram_store.h"
 #include "target/store/spec_layers.h"
 #include "target/store/spec_text.h"
@@ -200,10 +201,20 @@ Opened open_nbd(std::string_view spec, const SpecPart& part, const StoreEnvironm
   return NbdStore::create(std::string(spec), options, environment);
 }
 
-constexpr std::array<Kind, 5> kKinds{{{{"file", true}, open_file},
+Opened open_plugin(std::string_view spec, const SpecPart& part, const StoreEnvironment& environment) {
+  const SpecReader reader(spec, part, "whatever the plugin knows");
+  if (!part.argument) return failure(reader.missing("the path of a store plugin"));
+  PluginOptions options{.path = part.argument->text, .options = {}};
+  for (const SpecOption& option : part.options)
+    options.options.emplace_back(option.key.text, option.value ? option.value->text : std::string());
+  return PluginStore::create(std::string(spec), options, environment);
+}
+
+constexpr std::array<Kind, 6> kKinds{{{{"file", true}, open_file},
                                       {{"map", true}, open_map},
                                       {{"nbd", true}, open_nbd},
                                       {{"null", false}, open_null},
+                                      {{"plugin", true}, open_plugin},
                                       {{"ram", false}, open_ram}}};
 
 /// The layers of a spec from the outside in; checks that what follows them is one store.
@@ -243,6 +254,7 @@ std::string_view store_spec_help() noexcept {
          "ram:size=SIZE[,block=512|1024|2048|4096][,huge=auto|never][,atomic=auto|in-place|shadow]\n"
          "                                                             memory, gone with the process\n"
          "null:size=SIZE[,block=…]                                     zeroes; forgets what is written\n"
+         "plugin:PATH[,key=value…]                                     a store out of a shared library\n"
          "Layers, in front of a store or of each other:\n"
          "delay:TIME[-TIME][,OPERATION=TIME[-TIME]…][,seed=N],SPEC      makes it slow; OPERATION: read, write, "
          "commit,\n"

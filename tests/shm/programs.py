@@ -175,6 +175,21 @@ def qcow2_over_nbd_reads_back_right_although_qemu_nbd_is_killed_in_the_middle():
 
 
 @claim
+def a_store_plugin_in_c_serves_verified_load_in_each_of_its_forms():
+    for form in ("async", "blocking", "mapped"):
+        plugin = TOOLS.parent / "docs" / "examples" / f"ram_store_{form}.so"
+        with folder() as work, Target(work, f"stats:plugin:{plugin},size={64 << 20}", arguments=["--reactors", "2"]) as target:
+            for pattern, size in (("randrw", "4k"), ("write", "128k")):
+                result = expect(tool("rbt-perf", target.uri, "--rw", pattern, "--bs", size, "--iodepth", "32", "--numjobs", "2",
+                                     "--runtime", "1", "--size", "16MiB", "--verify", "-o", "json"), 0)
+                figures = json.loads(result.stdout)
+                assert figures["errors"] == 0 and figures["blocks_verified"] > 0, (form, figures)
+            target.process.send_signal(signal.SIGUSR1)
+            eventually("SIGUSR1 shows what the layer counts", lambda: "commit: " in target.text(), 5)
+            assert "ram_store: a disk that forgets everything" in target.text(), form
+
+
+@claim
 def a_memory_disk_is_another_disk_after_a_restart():
     with folder() as work:
         seen = set()
