@@ -236,7 +236,7 @@ void Namespaces::append_to(std::vector<NamespaceStatistics>& statistics) const {
     const NamespaceTotals totals = entry->ns.totals();
     statistics.push_back({entry->ns.subsystem().nqn(), entry->ns.nsid(), entry->ns.store().spec(), totals.reads,
                           totals.writes, totals.other, totals.bytes_read, totals.bytes_written, totals.errors,
-                          entry->ns.store().report()});
+                          entry->ns.store().counts()});
   }
 }
 

@@ -76,7 +76,7 @@ struct NamespaceStatistics {
   std::uint64_t bytes_read = 0;
   std::uint64_t bytes_written = 0;
   std::uint64_t errors = 0;              ///< commands that the store could not carry out
-  std::vector<std::string> report = {};  ///< what the store itself has counted: Store::report()
+  std::vector<std::string> report = {};  ///< what the store itself has counted: Store::counts()
 };
 
 /// One reactor's share.

@@ -21,7 +21,7 @@ class LayerStore : public Store {
   [[nodiscard]] const Identity& identity() const noexcept override { return below_->identity(); }
   [[nodiscard]] const std::string& spec() const noexcept override { return below_->spec(); }
   [[nodiscard]] std::string explain() const override { return below_->explain(); }
-  [[nodiscard]] std::vector<std::string> report() const override { return below_->report(); }
+  [[nodiscard]] std::vector<std::string> counts() const override { return below_->counts(); }
   [[nodiscard]] Result<void> prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) override {
     return below_->prepare(domain, path_mtu);
   }

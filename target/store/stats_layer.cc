@@ -175,13 +175,13 @@ class StatsStore final : public LayerStore {
  public:
   StatsStore(std::unique_ptr<Store> below, Logger& logger) : LayerStore(std::move(below)), logger_(logger) {}
   ~StatsStore() override {
-    for (const std::string& line : own_report())
+    for (const std::string& line : own_counts())
       logger_.info("store '{}': {}", spec(), line);
   }
 
-  [[nodiscard]] std::vector<std::string> report() const override {
-    auto lines = own_report();
-    for (std::string& line : below().report())
+  [[nodiscard]] std::vector<std::string> counts() const override {
+    auto lines = own_counts();
+    for (std::string& line : below().counts())
       lines.push_back(std::move(line));
     return lines;
   }
@@ -196,7 +196,7 @@ class StatsStore final : public LayerStore {
   }
 
  private:
-  [[nodiscard]] std::vector<std::string> own_report() const {
+  [[nodiscard]] std::vector<std::string> own_counts() const {
     const std::lock_guard lock(mutex_);
     std::vector<std::string> lines;
     for (std::size_t i = 0; i < kStoreOperations; ++i) {

@@ -30,7 +30,7 @@ class LatencyClasses {
   std::array<std::atomic<std::uint64_t>, kClasses> counts_{};
 };
 
-/// report() tells; when the store is closed the log is told the same.
+/// counts() tells; when the store is closed the log is told the same.
 [[nodiscard]] std::unique_ptr<Store> make_stats_layer(std::unique_ptr<Store> below, Logger& logger);
 
 }  // namespace rbt::target

@@ -159,7 +159,7 @@ class Store {
   /// How it is served, and why not better, for people: a few lines, or nothing.
   [[nodiscard]] virtual std::string explain() const { return {}; }
   /// What it has counted since it was opened, a line each, for people; most stores count nothing. Slow path.
-  [[nodiscard]] virtual std::vector<std::string> report() const { return {}; }
+  [[nodiscard]] virtual std::vector<std::string> counts() const { return {}; }
   /// Makes the store's own memory, if it serves from it, reachable through `domain`. Slow path; before the first lease
   /// of each connection, whose `path_mtu` (as Lease::path_mtu) may decide how blocks are kept whole.
   [[nodiscard]] virtual Result<void> prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) = 0;

@@ -152,13 +152,13 @@ TEST_CASE("stats counts operations, bytes, failures and time, and says so at the
   StoreRig rig;
   rig.open("stats:error:read,nth=2,delay:0,flush=20ms,ram:size=1MiB");
   std::vector<std::byte> bytes;
-  CHECK(rig.store->report().empty());
+  CHECK(rig.store->counts().empty());
   CHECK(rig.write(0, filled(4096, 1)) == StoreStatus::ok);
   CHECK(rig.read(0, 8, bytes) == StoreStatus::ok);
   CHECK(rig.read(0, 8, bytes) == StoreStatus::read_error);
   CHECK(rig.flush() == StoreStatus::ok);
   CHECK(rig.discard({StoreRig::range(0, 2), StoreRig::range(4, 2)}) == StoreStatus::ok);
-  const auto lines = rig.store->report();
+  const auto lines = rig.store->counts();
   REQUIRE(lines.size() == 5);
   CHECK(lines[0].starts_with("read: 1 done, 1 failed, 4 KiB; mean "));
   CHECK(lines[1].starts_with("write: 1 done, 0 failed, 4 KiB; mean "));
