@@ -24,8 +24,8 @@ TOOLS = pathlib.Path(sys.argv[1]).resolve()
 NQN = "nqn.2026-01.io.example:programs"
 SEED = int(os.environ.get("RBT_SEED", random.SystemRandom().randrange(1 << 32)))
 RANDOM = random.Random(SEED)
-KILLS = 25  # of each side
 SANITIZED = "asan" in str(TOOLS) or "tsan" in str(TOOLS)
+KILLS = 8 if SANITIZED else 25  # of each side
 SLOW = 5 if SANITIZED else 1  # sanitizers stretch every deadline, not what is claimed
 CLAIMS = []
 

@@ -64,8 +64,12 @@ class ThreadsRig {
   void wake() {
     host_reactor_->post([] {});
   }
+  // Looks again every few ms: what the target's threads have done wakes nobody here.
   bool run_until(const std::function<bool()>& done) {
-    return host_reactor_->run_until(done, clock_.now() + std::chrono::seconds(30));
+    const Instant end = clock_.now() + std::chrono::seconds(30);
+    while (!host_reactor_->run_until(done, clock_.now() + std::chrono::milliseconds(5)))
+      if (clock_.now() >= end) return false;
+    return true;
   }
   RawQueue& queue_up(Qid qid, Cntlid cntlid) {
     RawQueue& queue = host->connect(uri_, qid, 32, cntlid);

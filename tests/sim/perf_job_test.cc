@@ -55,7 +55,7 @@ class World {
                              .block = block,
                              .depth = 16,
                              .part = {Lba(0), Blocks(kBlocks)},
-                             .runtime = 5ms,
+                             .runtime = 3ms,
                              .verify = true,
                              .run = 7,
                              .seed = network_.random()()};
@@ -86,17 +86,17 @@ class World {
 
 TEST_CASE("Every pattern of rbt-perf reads back what it wrote, in small and in large requests") {
   const auto mix = GENERATE(Mix::read, Mix::write, Mix::randread, Mix::randwrite, Mix::randrw);
-  const auto block = GENERATE(Blocks(1), Blocks(8), Blocks(256));
+  const auto block = GENERATE(Blocks(1), Blocks(64));
   World world(1);
   const JobResult result = world.run(mix, block);
   CHECK(result.errors == 0);
-  CHECK(result.requests > 100);
+  CHECK(result.requests > 50);
   CHECK(result.verified >= block.value());
-  CHECK(result.elapsed >= 5ms);
+  CHECK(result.elapsed >= 3ms);
 }
 
 TEST_CASE("A job under loss, stalls and hosts that are not ready is slower and no less right") {
-  const auto seed = GENERATE(range(std::uint64_t{1}, std::uint64_t{11}));
+  const auto seed = GENERATE(range(std::uint64_t{1}, std::uint64_t{6}));
   World world(seed);
   world.network().faults().plan({.packet_lost = 3000, .not_ready = 500, .stalled = 500, .stall_max = 1ms});
   const JobResult result = world.run(Mix::randrw, Blocks(8));
@@ -106,7 +106,7 @@ TEST_CASE("A job under loss, stalls and hosts that are not ready is slower and n
 }
 
 TEST_CASE("A connection that is lost in the middle of a job is reported, and the job ends") {
-  const auto seed = GENERATE(range(std::uint64_t{1}, std::uint64_t{11}));
+  const auto seed = GENERATE(range(std::uint64_t{1}, std::uint64_t{6}));
   World world(seed);
   world.network().at(world.network().clock().now() + 2ms,
                      [&] { world.network().faults().partition("host", "target"); });
@@ -124,7 +124,7 @@ TEST_CASE("A block that somebody else has written meanwhile is found") {
   REQUIRE_FALSE(foreign.empty());
   const iovec data{foreign.data(), foreign.size()};
   initiator::Request request;
-  world.network().at(world.network().clock().now() + 4ms, [&] {
+  world.network().at(world.network().clock().now() + 2500us, [&] {
     REQUIRE((*queue)->write(request, **world.session().find(Nsid(1)), Lba(0), {&data, 1}) ==
             initiator::Submitted::accepted);
   });
