@@ -92,7 +92,7 @@ std::optional<int> hammer(Pair& pair, initiator::Session& session, std::uint64_t
 
 TEST_CASE("Queue pairs of several threads work side by side while others ask the session things") {
   Pair pair;
-  const auto session = pair.connect({.keep_alive = 200ms});
+  const auto session = pair.connect({.keep_alive = 1s});
   const std::atomic<bool> never{false};
   std::atomic<int> good{0};
   std::vector<std::thread> threads;
@@ -114,8 +114,8 @@ TEST_CASE("Queue pairs of several threads work side by side while others ask the
 
 TEST_CASE("A keep-alive thread of the session's own keeps an idle session for many times its timeout") {
   Pair pair;
-  const auto session = pair.connect({.keep_alive = 100ms});
-  std::this_thread::sleep_for(1s);  // real time is what this is about
+  const auto session = pair.connect({.keep_alive = 500ms});
+  std::this_thread::sleep_for(2500ms);  // real time is what this is about
   CHECK(session->state() == SessionState::live);
   const auto reactor = transport::Reactor::create(pair.clock, null_logger()).value();
   CHECK(session->open_queue_pair(*reactor, {}).has_value());

@@ -8,17 +8,19 @@
 #include <set>
 #include <thread>
 
+#include "tests/unit/pages.h"
 #include "transport/coherence/userfault.h"
 #include "transport/memory/registration_view.h"
 #include "transport/memory/shared_memory.h"
 
 using namespace rbt;
 using namespace rbt::transport;
+using rbt::test::kPage;
+using rbt::test::Pages;
 using namespace std::chrono_literals;
 
 namespace {
 
-constexpr std::size_t kPage = 4096;
 #ifdef __clang__
 constexpr bool kGlibcMalloc = false;  // the sanitizers bring an allocator of their own
 #else
@@ -77,29 +79,6 @@ class LogKeeper final : public Logger {
   }
   mutable std::mutex mutex_;
   std::vector<std::string> lines_;
-};
-
-/// Anonymous memory at an address of its own, not malloc's.
-class Pages {
- public:
-  explicit Pages(std::size_t count) : size_(count * kPage) {
-    void* const at = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    REQUIRE(at != MAP_FAILED);
-    data_ = static_cast<std::byte*>(at);
-  }
-  ~Pages() { unmap(); }
-  Pages(const Pages&) = delete;
-  Pages& operator=(const Pages&) = delete;
-  void unmap() { ::munmap(data_, size_); }
-  void map_again() {
-    REQUIRE(::mmap(data_, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == data_);
-  }
-  [[nodiscard]] std::byte* data() const { return data_; }
-  [[nodiscard]] std::size_t size() const { return size_; }
-
- private:
-  std::byte* data_ = nullptr;
-  std::size_t size_;
 };
 
 struct Rig {
