@@ -1,11 +1,11 @@
 # Precompiled headers: only those of the standard library and of third parties, so that nothing of ours makes them stale.
-# They save a third of the time of a build. The release preset is built without them, so that a file which relies on what they
-# happen to include is found.
+# They save a third of the time of a build. The release preset has them for the tests only, so that a file of the libraries or the
+# programs which relies on what they happen to include is found.
 #
 # Not CMake's own target_precompile_headers(): through ccache, one tree is to have what another has compiled, so what goes into
 # ccache's hash must be the same in all trees. clang's precompiled file is, byte by byte, if it is made from standard input in /.
 # gcc's never is (it holds uninitialised bytes); ccache hashes the file .sum beside it instead, of the preprocessed headers.
-option(RBT_PRECOMPILE "Precompile the headers of the standard library, fmt and Catch2" OFF)
+set(RBT_PRECOMPILE OFF CACHE STRING "Precompile the headers of the standard library, fmt and Catch2: OFF, TESTS (for them only), ON")
 set(RBT_TEST_FLAGS "" CACHE STRING "Compiler flags for the tests' own files, after all others")
 
 set(rbt_code_headers
@@ -51,15 +51,24 @@ function(rbt_make_precompiled kind)
   set(rbt_precompiled_${kind}_file ${output} PARENT_SCOPE)
 endfunction()
 
-if(RBT_PRECOMPILE)
-  rbt_make_precompiled(code)
-  rbt_make_precompiled(test)
+set(rbt_precompile_code OFF)
+set(rbt_precompile_test OFF)
+if(RBT_PRECOMPILE STREQUAL TESTS)
+  set(rbt_precompile_test ON)
+elseif(RBT_PRECOMPILE)
+  set(rbt_precompile_code ON)
+  set(rbt_precompile_test ON)
 endif()
+foreach(kind code test)
+  if(rbt_precompile_${kind})
+    rbt_make_precompiled(${kind})
+  endif()
+endforeach()
 
 # rbt_compiled_as(TARGET code|test): with the flags of its kind, and its precompiled headers if there are any.
 function(rbt_compiled_as target kind)
   target_link_libraries(${target} PRIVATE $<BUILD_INTERFACE:rbt_${kind}_flags>)
-  if(RBT_PRECOMPILE)
+  if(rbt_precompile_${kind})
     target_compile_options(${target} PRIVATE ${rbt_precompiled_${kind}})
     add_dependencies(${target} rbt_precompiled_${kind})
     # compilers do not name it among what they have read
