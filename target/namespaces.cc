@@ -39,6 +39,7 @@ Result<Nsid> Namespaces::add(const Subsystem& subsystem, std::unique_ptr<Store> 
       const std::lock_guard lock(mutex_);
       by_identity_.erase(entry.ns.identity());
       taken = std::move(entries_.extract({subsystem.index(), chosen}).mapped());
+      set_free(subsystem, chosen);
     }
     depart(std::move(taken), {});
     return fail_with(std::move(attached.error()));
@@ -72,12 +73,17 @@ Result<Namespaces::Entry*> Namespaces::reserve(const Subsystem& subsystem, std::
   return entry.get();
 }
 
-std::optional<Nsid> Namespaces::free_nsid(const Subsystem& subsystem) const {
-  std::uint32_t nsid = 1;
+std::optional<Nsid> Namespaces::free_nsid(const Subsystem& subsystem) {
+  std::uint32_t& nsid = taken_below_.try_emplace(subsystem.index(), 1).first->second;
   for (auto at = entries_.lower_bound({subsystem.index(), Nsid(nsid)});
        at != entries_.end() && at->first == Key(subsystem.index(), Nsid(nsid)); ++at)
     ++nsid;
   return nsid <= Subsystem::kNsidMax ? std::optional(Nsid(nsid)) : std::nullopt;
+}
+
+void Namespaces::set_free(const Subsystem& subsystem, Nsid nsid) {
+  if (const auto taken = taken_below_.find(subsystem.index()); taken != taken_below_.end())
+    taken->second = std::min(taken->second, nsid.value());
 }
 
 // Registering memory takes its time: here, not on the reactors, for every domain that is in use by now.
@@ -110,6 +116,7 @@ Result<void> Namespaces::remove(const Subsystem& subsystem, Nsid nsid, Namespace
     entry = std::move(found->second);
     entries_.erase(found);
     by_identity_.erase(entry->ns.identity());
+    set_free(subsystem, nsid);
   }
   depart(std::move(entry), std::move(on_gone));
   return {};

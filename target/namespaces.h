@@ -65,7 +65,8 @@ class Namespaces {
 
   [[nodiscard]] Result<Entry*> reserve(const Subsystem& subsystem, std::unique_ptr<Store> store,
                                        std::optional<Nsid> nsid);
-  [[nodiscard]] std::optional<Nsid> free_nsid(const Subsystem& subsystem) const;
+  [[nodiscard]] std::optional<Nsid> free_nsid(const Subsystem& subsystem);
+  void set_free(const Subsystem& subsystem, Nsid nsid);
   [[nodiscard]] Result<void> attach_everywhere(Namespace& ns);
   void depart(std::unique_ptr<Entry> entry, NamespaceGone on_gone);
   void finish(Departure& departure);
@@ -80,9 +81,11 @@ class Namespaces {
   mutable std::mutex mutex_;
   std::map<Key, std::unique_ptr<Entry>> entries_;     // guarded by mutex_
   std::map<Identity, const Namespace*> by_identity_;  // guarded by mutex_
-  std::atomic<std::size_t> leaving_{0};               // statistics
-  std::mutex hearing_mutex_;                          // taken last: stores speak at any time
-  bool hearing_ = false;                              // guarded by hearing_mutex_
+  // By subsystem: every NSID below is taken, so that a thousand additions do not count to a thousand each. Guarded by mutex_.
+  std::map<std::size_t, std::uint32_t> taken_below_;
+  std::atomic<std::size_t> leaving_{0};  // statistics
+  std::mutex hearing_mutex_;             // taken last: stores speak at any time
+  bool hearing_ = false;                 // guarded by hearing_mutex_
 };
 
 }  // namespace rbt::target

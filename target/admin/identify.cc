@@ -169,6 +169,7 @@ Expected<Plan> plan_identify(Command& command) {
     case NVME_IDENTIFY_CNS_CSI_NS:
       if (wanted.command_set != kCommandSetNvm) return refuse(StatusCode::invalid_field);
       [[fallthrough]];
+    case NVME_IDENTIFY_CNS_ALLOCATED_NS:
     case NVME_IDENTIFY_CNS_NS:
       // One that exists not now but could is described by zeroes; FFFFFFFFh needs namespace management.
       if (wanted.nsid == Nsid(0) || wanted.nsid.value() > Subsystem::kNsidMax)
@@ -177,6 +178,7 @@ Expected<Plan> plan_identify(Command& command) {
     case NVME_IDENTIFY_CNS_CSI_NS_ACTIVE_LIST:
       if (wanted.command_set != kCommandSetNvm) return refuse(StatusCode::invalid_field);
       [[fallthrough]];
+    case NVME_IDENTIFY_CNS_ALLOCATED_NS_LIST:
     case NVME_IDENTIFY_CNS_NS_ACTIVE_LIST:
       if (wanted.nsid.value() >= 0xfffffffe) return refuse(StatusCode::invalid_namespace);
       return plan;
@@ -195,8 +197,11 @@ Step identify(Command& command) {
   const ServedNamespace* const ns = command.namespaces().find(wanted.nsid);
   switch (wanted.cns) {
     case NVME_IDENTIFY_CNS_CTRL: return identify_controller(command);
+    // Whatever is allocated here is active: every controller of a subsystem has all of its namespaces.
+    case NVME_IDENTIFY_CNS_ALLOCATED_NS:
     case NVME_IDENTIFY_CNS_NS:
       return ns != nullptr ? answer(command, describe_namespace(*ns)) : answer(command, Nothing{});
+    case NVME_IDENTIFY_CNS_ALLOCATED_NS_LIST:
     case NVME_IDENTIFY_CNS_NS_ACTIVE_LIST:
     case NVME_IDENTIFY_CNS_CSI_NS_ACTIVE_LIST: return list_namespaces(command, wanted);
     case NVME_IDENTIFY_CNS_NS_DESC_LIST:  // it may have gone since the command came

@@ -12,15 +12,15 @@ namespace rbt::target {
 
 namespace {
 
-constexpr std::uint64_t kRegion = 2 * kMiB;
+constexpr std::uint64_t kRegion = NullMemory::kRegion;
 
 class NullQueue final : public StoreQueue {
  public:
-  NullQueue(const transport::RegisteredMemory& zeroes, const transport::RegisteredMemory& scratch, BlockShift shift)
-      : zeroes_(zeroes), scratch_(scratch), block_shift_(shift) {}
+  NullQueue(const NullMemory& memory, BlockShift shift) : memory_(memory), block_shift_(shift) {}
 
   Progress acquire(Lease& lease, StoreRequest&) override {
-    const transport::RegisteredMemory& memory = lease.intent == Intent::read ? zeroes_ : scratch_;
+    const transport::RegisteredMemory& memory =
+        lease.intent == Intent::read ? memory_.registered_zeroes : memory_.registered_scratch;
     const std::uint32_t lkey = lease_key(memory, lease);
     std::uint64_t left = lease.range.count.value() << block_shift_.value();
     check(left <= kRegion * lease.few.size(), "a lease is at most as long as the geometry says");
@@ -40,33 +40,36 @@ class NullQueue final : public StoreQueue {
   Progress write_zeroes(BlockRange, Deallocate, Durability, StoreRequest&) override { return Progress::done(); }
 
  private:
-  const transport::RegisteredMemory& zeroes_;
-  const transport::RegisteredMemory& scratch_;
+  const NullMemory& memory_;
   BlockShift block_shift_;
 };
 
 }  // namespace
 
-NullStore::NullStore(std::string spec, const NullOptions& options, const Identity& identity,
-                     transport::SharedMemory zeroes, transport::SharedMemory scratch)
-    : spec_(std::move(spec)),
-      options_(options),
-      identity_(identity),
-      zeroes_(std::move(zeroes)),
-      scratch_(std::move(scratch)),
-      registered_zeroes_(zeroes_.span(), transport::RemoteAccess::none),
-      registered_scratch_(scratch_.span(), transport::RemoteAccess::none) {}
+NullMemory::NullMemory(transport::SharedMemory zeroes_, transport::SharedMemory scratch_)
+    : zeroes(std::move(zeroes_)),
+      scratch(std::move(scratch_)),
+      registered_zeroes(zeroes.span(), transport::RemoteAccess::none),
+      registered_scratch(scratch.span(), transport::RemoteAccess::none) {}
 
-Result<std::unique_ptr<Store>> NullStore::create(std::string spec, const NullOptions& options,
-                                                 const Identity& identity) {
-  const std::string where = fmt::format("store '{}'", spec);
-  auto zeroes = transport::SharedMemory::create(Bytes(kRegion), {"rbt-null-zeroes", transport::HugePages::never, true});
-  if (!zeroes) return failure(std::move(zeroes.error()).within(where));
-  auto scratch =
-      transport::SharedMemory::create(Bytes(kRegion), {"rbt-null-scratch", transport::HugePages::never, true});
-  if (!scratch) return failure(std::move(scratch.error()).within(where));
-  return std::unique_ptr<Store>(
-      new NullStore(std::move(spec), options, identity, std::move(*zeroes), std::move(*scratch)));
+Result<std::shared_ptr<NullMemory>> NullMemory::create() {
+  using transport::SharedMemory;
+  auto zeroes = SharedMemory::create(Bytes(kRegion), {"rbt-null-zeroes", transport::HugePages::never, true});
+  if (!zeroes) return failure(std::move(zeroes.error()));
+  auto scratch = SharedMemory::create(Bytes(kRegion), {"rbt-null-scratch", transport::HugePages::never, true});
+  if (!scratch) return failure(std::move(scratch.error()));
+  return std::make_shared<NullMemory>(std::move(*zeroes), std::move(*scratch));
+}
+
+NullStore::NullStore(std::string spec, const NullOptions& options, const Identity& identity,
+                     std::shared_ptr<NullMemory> memory)
+    : spec_(std::move(spec)), options_(options), identity_(identity), memory_(std::move(memory)) {}
+
+Result<std::unique_ptr<Store>> NullStore::create(std::string spec, const NullOptions& options, const Identity& identity,
+                                                 SharedArena* arena) {
+  auto memory = arena != nullptr ? arena->null_memory() : NullMemory::create();
+  if (!memory) return failure(std::move(memory.error()).within(fmt::format("store '{}'", spec)));
+  return std::unique_ptr<Store>(new NullStore(std::move(spec), options, identity, std::move(*memory)));
 }
 
 Geometry NullStore::geometry() const {
@@ -83,14 +86,14 @@ Geometry NullStore::geometry() const {
 }
 
 Result<void> NullStore::prepare(transport::ProtectionDomain& domain, std::uint32_t) {
-  for (auto* memory : {&registered_zeroes_, &registered_scratch_})
+  for (auto* memory : {&memory_->registered_zeroes, &memory_->registered_scratch})
     if (auto done = memory->ensure(domain); !done)
       return failure(std::move(done.error()).within(fmt::format("store '{}'", spec_)));
   return {};
 }
 
 Result<std::unique_ptr<StoreQueue>> NullStore::open_queue(const StoreQueueContext&) {
-  return std::make_unique<NullQueue>(registered_zeroes_, registered_scratch_, options_.block_shift);
+  return std::make_unique<NullQueue>(*memory_, options_.block_shift);
 }
 
 }  // namespace rbt::target

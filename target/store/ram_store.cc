@@ -18,7 +18,8 @@ namespace rbt::target {
 
 namespace {
 
-// Spare places: an eighth of the store, so that writes of many commands can be on their way at a time, within bounds.
+// Spare places: an eighth of the store, so that writes of many commands can be on their way at a time, within bounds; no
+// more than the store itself, whose longest command they always hold.
 constexpr std::uint64_t kSpareMin = 4 * kMiB;
 constexpr std::uint64_t kSpareMax = 64 * kMiB;
 
@@ -93,7 +94,9 @@ class RamQueue final : public StoreQueue, private ZeroedMemory, private InPlaceM
     return true;
   }
   std::uint64_t next_data(std::uint64_t offset, std::uint64_t end) noexcept override {
-    const std::uint64_t data = next_data_in_file(store_.memory().memory().fd, offset, end);
+    const transport::MemorySpan& home = store_.memory().memory();
+    const std::uint64_t data =
+        next_data_in_file(home.fd, home.fd_offset + offset, home.fd_offset + end) - home.fd_offset;
     if (!shadow_) return data;
     // What lies at home may be a hole, and the block elsewhere.
     const BlockRange skipped = blocks(offset, data - offset);
@@ -132,29 +135,31 @@ class RamQueue final : public StoreQueue, private ZeroedMemory, private InPlaceM
 
 }  // namespace
 
-RamStore::RamStore(std::string spec, const RamOptions& options, const Identity& identity,
-                   transport::SharedMemory memory, Logger& logger)
+RamStore::RamStore(std::string spec, const RamOptions& options, const Identity& identity, StoreMemory memory,
+                   Logger& logger, SharedArena* arena)
     : spec_(std::move(spec)),
       options_(options),
       identity_(identity),
       memory_(std::move(memory)),
       registered_(memory_.span(), transport::RemoteAccess::none),
       logger_(logger),
-      range_lock_(options.block_shift.blocks(options.size)),
+      arena_(arena),
+      range_lock_(options.block_shift.blocks(options.size), RangeLock::Growth::never),
       settled_(options.atomicity == Atomicity::in_place ? Atomicity::in_place : Atomicity::automatic) {}
 
 Result<std::unique_ptr<Store>> RamStore::create(std::string spec, const RamOptions& options, const Identity& identity,
-                                                Logger& logger) {
-  auto memory = transport::SharedMemory::create(options.size, {"rbt-ram", options.huge_pages, false});
+                                                Logger& logger, SharedArena* arena) {
+  auto memory = StoreMemory::create(options.size, {"rbt-ram", options.huge_pages, false}, arena);
   if (!memory) return failure(std::move(memory.error()).within(fmt::format("store '{}'", spec)));
-  std::unique_ptr<RamStore> store(new RamStore(std::move(spec), options, identity, std::move(*memory), logger));
+  std::unique_ptr<RamStore> store(new RamStore(std::move(spec), options, identity, std::move(*memory), logger, arena));
   if (options.atomicity == Atomicity::shadow)
     if (auto made = store->make_shadow(); !made) return failure(std::move(made.error()));
   return store;
 }
 
 Result<void> RamStore::make_shadow() {
-  const std::uint64_t size = std::clamp(options_.size.value() / 8, kSpareMin, kSpareMax);
+  const std::uint64_t size =
+      std::min(options_.size.value(), std::clamp(options_.size.value() / 8, kSpareMin, kSpareMax));
   const Blocks spare = options_.block_shift.blocks(Bytes(size));
   const Blocks blocks = options_.block_shift.blocks(options_.size);
   if (blocks.value() + spare.value() > BlockTable::kPlacesMax)
@@ -162,7 +167,7 @@ Result<void> RamStore::make_shadow() {
                    fmt::format("store '{}': atomic=shadow with {} blocks: {} are the most; use larger blocks, or "
                                "atomic=in-place",
                                spec_, blocks.value(), BlockTable::kPlacesMax - spare.value()));
-  auto memory = transport::SharedMemory::create(Bytes(size), {"rbt-ram-spare", options_.huge_pages, false});
+  auto memory = StoreMemory::create(Bytes(size), {"rbt-ram-spare", options_.huge_pages, false}, arena_);
   if (!memory) return failure(std::move(memory.error()).within(fmt::format("store '{}': landing blocks", spec_)));
   shadow_ = std::make_unique<RamShadow>(blocks, spare, std::move(*memory));
   settled_.store(Atomicity::shadow, std::memory_order_release);

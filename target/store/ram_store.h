@@ -12,6 +12,7 @@
 #include "target/store/atomicity.h"
 #include "target/store/block_table.h"
 #include "target/store/range_lock.h"
+#include "target/store/shared_arena.h"
 #include "target/store/store.h"
 #include "transport/memory/registered_memory.h"
 #include "transport/memory/shared_memory.h"
@@ -25,16 +26,16 @@ struct RamOptions {
   Atomicity atomicity = Atomicity::automatic;
 };
 
-/// What atomic=shadow adds: places that are no blocks for the moment, in a memfd of their own, and the table.
+/// What atomic=shadow adds: places that are no blocks for the moment, and the table.
 struct RamShadow {
-  RamShadow(Blocks blocks, Blocks spare, transport::SharedMemory given)
+  RamShadow(Blocks blocks, Blocks spare, StoreMemory given)
       : memory(std::move(given)), registered(memory.span(), transport::RemoteAccess::none), table(blocks, spare) {}
-  transport::SharedMemory memory;
+  StoreMemory memory;
   transport::RegisteredMemory registered;
   BlockTable table;
 };
 
-/// One memfd. A lease is the blocks themselves. Pages come with the first touch, all of them with the first registration
+/// A memfd, or a part of one (shared_arena.h). A lease is the blocks themselves. Pages come with the first touch, all of them with the first registration
 /// over verbs, which pins them (RLIMIT_MEMLOCK counts them then). They are never given back while the store lives: a
 /// page punched out under a registration would leave the adapter with memory that is no longer the store's, so discard
 /// and write_zeroes fill with zeroes in place. Nothing is cached, nothing survives the machine: FUA and flush are free.
@@ -42,7 +43,8 @@ struct RamShadow {
 class RamStore final : public Store {
  public:
   [[nodiscard]] static Result<std::unique_ptr<Store>> create(std::string spec, const RamOptions& options,
-                                                             const Identity& identity, Logger& logger);
+                                                             const Identity& identity, Logger& logger,
+                                                             SharedArena* arena);
 
   [[nodiscard]] Geometry geometry() const override;
   [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
@@ -65,15 +67,16 @@ class RamStore final : public Store {
   }
 
  private:
-  RamStore(std::string spec, const RamOptions& options, const Identity& identity, transport::SharedMemory memory,
-           Logger& logger);
+  RamStore(std::string spec, const RamOptions& options, const Identity& identity, StoreMemory memory, Logger& logger,
+           SharedArena* arena);
 
   std::string spec_;
   RamOptions options_;
   Identity identity_;
-  transport::SharedMemory memory_;
+  StoreMemory memory_;
   transport::RegisteredMemory registered_;
   Logger& logger_;
+  SharedArena* arena_;  // may be null
   RangeLock range_lock_;
   /// With blocks of 512, packets hold a block almost everywhere: then waiting and buffers are the lesser evil.
   [[nodiscard]] bool may_shadow() const noexcept {

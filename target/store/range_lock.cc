@@ -34,9 +34,10 @@ void RangeLock::Free::operator()(std::uint64_t* words) const noexcept {
   std::free(words);  // NOLINT(cppcoreguidelines-no-malloc): see the constructor
 }
 
-RangeLock::RangeLock(Blocks blocks)
-    // at least a claim's length, so that no claim meets itself
-    : lanes_(std::bit_ceil(std::clamp<std::uint64_t>(blocks.value(), kBlocksMax, kLanesMax))),
+RangeLock::RangeLock(Blocks blocks, Growth growth)
+    // at least a claim's length, so that no claim meets itself; and whole words
+    : lanes_(std::bit_ceil(
+          std::clamp<std::uint64_t>(blocks.value(), growth == Growth::never ? 8 : kBlocksMax, kLanesMax))),
       // calloc and not new: pages that are zeroes already need not be touched, and most never are
       words_(static_cast<std::uint64_t*>(std::calloc(lanes_ / 8, sizeof(std::uint64_t)))) {
   check(words_ != nullptr, "there is 1 MiB of memory for a lock");

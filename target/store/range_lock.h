@@ -25,8 +25,9 @@ class RangeLock {
   /// The longest range of one claim.
   static constexpr std::uint64_t kBlocksMax = 65536;
 
-  /// For a store of `blocks`, which may grow. Memory comes with use.
-  explicit RangeLock(Blocks blocks);
+  enum class Growth : std::uint8_t { possible, never };
+  /// For a store of `blocks`. Memory comes with use.
+  explicit RangeLock(Blocks blocks, Growth growth = Growth::possible);
   RangeLock(const RangeLock&) = delete;
   RangeLock& operator=(const RangeLock&) = delete;
 

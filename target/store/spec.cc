@@ -96,7 +96,8 @@ Opened open_ram(std::string_view spec, const SpecPart& part, const StoreEnvironm
   if (!size) return failure(std::move(size.error()));
   options.size = *size;
   options.block_shift = sized.block_shift;
-  return RamStore::create(std::string(spec), options, fresh_identity(environment.random), environment.logger);
+  return RamStore::create(std::string(spec), options, fresh_identity(environment.random), environment.logger,
+                          environment.arena);
 }
 
 Opened open_null(std::string_view spec, const SpecPart& part, const StoreEnvironment& environment) {
@@ -109,7 +110,8 @@ Opened open_null(std::string_view spec, const SpecPart& part, const StoreEnviron
   }
   auto size = whole_size(reader, sized);
   if (!size) return failure(std::move(size.error()));
-  return NullStore::create(std::string(spec), {*size, sized.block_shift}, fresh_identity(environment.random));
+  return NullStore::create(std::string(spec), {*size, sized.block_shift}, fresh_identity(environment.random),
+                           environment.arena);
 }
 
 Result<Identity> read_identity(const SpecReader& reader, const SpecOption& option) {

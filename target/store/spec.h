@@ -17,6 +17,7 @@ class Monitor;  // transport/coherence/monitor.h
 namespace rbt::target {
 
 class IoEngineFactory;  // io_engine.h
+class SharedArena;      // shared_arena.h
 
 /// What stores need from their surroundings. All outlive the store, except `random`, which is used by make_store() only.
 struct StoreEnvironment {
@@ -26,6 +27,8 @@ struct StoreEnvironment {
   IoEngineFactory* io = nullptr;  ///< how files are read and written; null: io_uring, or threads where it is refused
   /// Watches what map: serves without a copy; null: what needs to be watched is copied.
   transport::coherence::Monitor* monitor = nullptr;
+  /// Where small `ram` stores, and all `null` stores, share memory; null: each has its own, and a descriptor or two.
+  SharedArena* arena = nullptr;
   /// The store is opened to be asked explain() and closed again: nothing is done to it that cannot be undone (seals).
   bool explain_only = false;
 };

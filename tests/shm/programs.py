@@ -200,6 +200,28 @@ def a_memory_disk_is_another_disk_after_a_restart():
 
 
 @claim
+def a_configuration_of_64_subsystems_with_1000_namespaces_each_is_served_with_few_descriptors():
+    with folder() as work:
+        config = work / "many.toml"
+        config.write_text("".join(f'[[subsystem]]\nnqn = "{NQN}-{number}"\nstore = {json.dumps(["ram:size=64KiB", "null:size=1TiB"] * 500)}\n'
+                                  for number in range(64)))
+        with Target(work, "ram:size=1MiB", arguments=["--config", config]) as target:
+            found = expect(tool("rbt-connect", "discover", target.address), 0).stdout
+            assert all(f"{NQN}-{number}" in found for number in range(64)), found
+            seen = set()
+            for number in (0, 63):
+                uri = f"nvme+shm:///{NQN}-{number}?socket={target.socket}"
+                namespaces = json.loads(expect(tool("rbt-connect", "info", uri, "-o", "json"), 0).stdout)["namespaces"]
+                assert [each["nsid"] for each in namespaces] == list(range(1, 1001)), namespaces
+                seen |= {each["uuid"] for each in namespaces}
+            assert len(seen) == 2000, "two namespaces have one identity"
+            expect(tool("rbt-perf", f"nvme+shm:///{NQN}-63/999?socket={target.socket}", "--rw", "randwrite", "--size", "64k", "--iodepth", "4",
+                        "--runtime", "0.2", "--verify"), 0)
+            assert target.descriptors() < 50, f"{target.descriptors()} descriptors"
+            assert SANITIZED or target.resident_kib() < 1 << 20, f"{target.resident_kib()} KiB"
+
+
+@claim
 def discovery_lists_what_a_host_may_use():
     with folder() as work, Target(work, "ram:size=1MiB", arguments=["--allow-host", "nqn.2026-01.io.example:me"]) as target:
         result = expect(tool("rbt-connect", "discover", target.address, "--hostnqn", "nqn.2026-01.io.example:me"), 0)

@@ -143,7 +143,7 @@ TEST_CASE("Identify refuses what is not there") {
   CHECK(rig.identify_code(NVME_IDENTIFY_CNS_NS, 4097) == StatusCode::invalid_namespace);
   CHECK(rig.identify_code(NVME_IDENTIFY_CNS_NS, 0xffffffff) == StatusCode::invalid_namespace);
   CHECK(rig.identify_code(NVME_IDENTIFY_CNS_NS_DESC_LIST, 2) == StatusCode::invalid_namespace);
-  for (const auto cns : std::initializer_list<std::uint8_t>{0x04, 0x08, 0x10, 0x11, 0x13, 0x1c, 0xff})
+  for (const auto cns : std::initializer_list<std::uint8_t>{0x04, 0x08, 0x12, 0x13, 0x1c, 0xff})
     CHECK(rig.identify_code(cns) == StatusCode::invalid_field);
   CHECK(rig.identify_code(NVME_IDENTIFY_CNS_CSI_CTRL, 0, 0) == StatusCode::success);
   CHECK(rig.identify_code(NVME_IDENTIFY_CNS_CSI_CTRL, 0, 2) == StatusCode::invalid_field);

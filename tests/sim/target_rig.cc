@@ -61,6 +61,7 @@ TargetRig::TargetRig(RigOptions options) : network(options.network, logger) {
   if (!store) FAIL(store.error().message());
   if (options.gate != nullptr) store = make_gated_store(std::move(*store), *options.gate);
   REQUIRE(target->add_namespace(nqn(kSubsystem), std::move(*store)).has_value());
+  if (options.configure) options.configure(*target);
   auto listening = target->listen(network.fabric("target"), address());
   if (!listening) FAIL(listening.error().message());
   REQUIRE(target->start().has_value());
@@ -169,9 +170,12 @@ Association TargetRig::associate(const std::string& subsystem, std::chrono::mill
   return association;
 }
 
-RawQueue& TargetRig::io_queue(const Association& association, Qid qid, std::uint32_t entries) {
+RawQueue& TargetRig::io_queue(const Association& association, Qid qid, std::uint32_t entries,
+                              const std::string& subsystem) {
   RawQueue& queue = queue_up(qid, entries, association.cntlid);
-  require_ok(connect(queue, connect_request(qid, association.cntlid, entries)));
+  auto request = connect_request(qid, association.cntlid, entries);
+  request.subsystem_nqn = nqn(subsystem);
+  require_ok(connect(queue, request));
   return queue;
 }
 

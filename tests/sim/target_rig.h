@@ -2,6 +2,7 @@
 // A target with a RAM namespace and a raw host, in one simulated world; and verbs for tests to act with.
 
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -42,6 +43,8 @@ struct RigOptions {
   Gate* gate = nullptr;  ///< not null: the store waits behind it
   bool allow_any_host = true;
   std::vector<nvme::Nqn> allowed_hosts = {};
+  /// What else is configured before the target starts.
+  std::function<void(target::Target&)> configure = {};
 };
 
 /// An admin queue that is connected, and where its controller stands.
@@ -80,7 +83,8 @@ class TargetRig {
   /// An admin queue with an enabled controller.
   Association associate(const std::string& subsystem = kSubsystem, std::chrono::milliseconds keep_alive = {});
   /// An I/O queue of it, connected.
-  RawQueue& io_queue(const Association& association, Qid qid, std::uint32_t entries = 32);
+  RawQueue& io_queue(const Association& association, Qid qid, std::uint32_t entries = 32,
+                     const std::string& subsystem = kSubsystem);
 
   /// `sqe` with its data moved through host memory of `length` bytes, filled with `data` if there is any.
   Response transfer(RawQueue& queue, nvme::SubmissionQueueEntry sqe, HostMemory& memory, std::uint32_t length);

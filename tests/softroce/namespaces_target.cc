@@ -19,6 +19,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/random.h"
+#include "target/store/shared_arena.h"
 #include "target/store/spec.h"
 #include "target/target.h"
 #include "transport/verbs/fabric.h"
@@ -87,10 +88,11 @@ int serve(const Uri& uri, const nvme::Nqn& nqn, std::span<char*> specs) {
   const auto logger = make_stderr_logger(LogLevel::info);
   auto fabric = transport::verbs::Fabric::open(*logger);
   if (!fabric) return give_up(fabric.error());
+  target::SharedArena arena;
   auto target = target::Target::open({.clock = clock, .logger = *logger, .random = random, .reactors = 2});
   if (!target) return give_up(target.error());
   if (auto added = (*target)->add_subsystem(nqn, {.allow_any_host = true}); !added) return give_up(added.error());
-  Program program(**target, nqn, {.clock = clock, .random = random, .logger = *logger});
+  Program program(**target, nqn, {.clock = clock, .random = random, .logger = *logger, .arena = &arena});
   for (const char* spec : specs)
     if (auto added = program.add(spec); !added) return give_up(added.error());
   if (auto listening = (*target)->listen(**fabric, uri); !listening) return give_up(listening.error());

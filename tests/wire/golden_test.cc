@@ -5,6 +5,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "common/nvme/io_command.h"
 #include "common/nvme/properties.h"
 #include "common/nvme/text.h"
+#include "target/admin/changed_namespaces.h"
 #include "tests/unit/nvme/bytes.h"
 
 using namespace rbt;
@@ -307,6 +309,25 @@ TEST_CASE("The kernel's events read as what they are") {
   CHECK(event.type == NVME_AER_NOTICE);
   CHECK(event.info == 0);
   CHECK(event.lid == NVME_LOG_LID_CHANGED_NS);
+}
+
+TEST_CASE("What the kernel's target says of a namespace that came, ours says in the same bytes") {
+  // It added namespace 2: one event, and one log page, which the host reads without asking for it to be retained.
+  const auto read = parse_get_log_page(Command("get_log_page_changed_namespaces").sqe);
+  REQUIRE(read);
+  CHECK(read->lid == NVME_LOG_LID_CHANGED_NS);
+  CHECK(read->nsid == kNsidAll);
+  CHECK(read->retain == RetainEvent::no);
+  CHECK(read->offset == 0);
+  target::ChangedNamespaces changed;
+  changed.note(Nsid(2));
+  CHECK(changed.event_due());
+  const auto page = changed.page();
+  const auto bytes = std::as_bytes(std::span(page));
+  CHECK(std::vector(bytes.begin(), bytes.end()) == golden("get_log_page_changed_namespaces.data.hex"));
+  const auto event = response("async_event_request");
+  CHECK(event.dw0() == encode_async_event({.type = NVME_AER_NOTICE, .info = 0, .lid = NVME_LOG_LID_CHANGED_NS}));
+  CHECK(event.status().ok());
 }
 
 TEST_CASE("The kernel's controller data read through libnvme's structure") {

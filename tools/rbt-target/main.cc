@@ -10,6 +10,7 @@
 #include <csignal>
 
 #include "common/sizes.h"
+#include "target/store/shared_arena.h"
 #include "target/store/spec.h"
 #include "target/target.h"
 #include "tools/program/fabrics.h"
@@ -200,6 +201,7 @@ Result<void> serve(const Configuration& configuration, Logger& logger) {
   // Watches what lies under registered memory; stores outlive neither it nor what it needs.
   auto monitor = transport::coherence::Monitor::start(clock, logger);
   if (!monitor) logger.warning("{}: files in memory are copied", monitor.error().message());
+  target::SharedArena arena;
   Fabrics fabrics(logger, random);
   auto target = target::Target::open({.clock = clock,
                                       .logger = logger,
@@ -207,9 +209,12 @@ Result<void> serve(const Configuration& configuration, Logger& logger) {
                                       .reactors = configuration.reactors,
                                       .limits = configuration.limits});
   if (!target) return failure(std::move(target.error()));
-  if (auto added = add_subsystems(
-          **target, configuration,
-          {.clock = clock, .random = random, .logger = logger, .monitor = monitor ? monitor->get() : nullptr});
+  if (auto added = add_subsystems(**target, configuration,
+                                  {.clock = clock,
+                                   .random = random,
+                                   .logger = logger,
+                                   .monitor = monitor ? monitor->get() : nullptr,
+                                   .arena = &arena});
       !added)
     return failure(with_descriptor_limit(std::move(added.error()), descriptors));
   auto addresses = listen_everywhere(**target, configuration, fabrics, logger);

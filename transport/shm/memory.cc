@@ -14,7 +14,7 @@ namespace rbt::transport::shm {
 
 namespace {
 
-constexpr std::size_t kLocalRegionsMax = 65536;
+constexpr std::size_t kLocalRegionsMax = std::size_t{1} << 20;
 
 // What a destructor waits for: one peer that was copying when the fence went up.
 struct Wait {
