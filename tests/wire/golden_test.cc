@@ -318,7 +318,7 @@ TEST_CASE("What the kernel's target says of a namespace that came, ours says in 
   CHECK(read->lid == NVME_LOG_LID_CHANGED_NS);
   CHECK(read->nsid == kNsidAll);
   CHECK(read->retain == RetainEvent::no);
-  CHECK(read->offset == 0);
+  CHECK(read->offset == Bytes(0));
   target::ChangedNamespaces changed;
   changed.note(Nsid(2));
   CHECK(changed.event_due());
