@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "common/check.h"
-#include "target/store/staged_lease.h"
 
 namespace rbt::target {
 
@@ -24,13 +23,6 @@ FileOperation& of(IoOperation& operation) noexcept {
   return static_cast<FileOperation&>(operation);
 }
 
-FileOperation& make(StoreRequest& request, Step step) noexcept {
-  auto& operation = StoreRequestAccess::make<FileOperation>(request);
-  operation.request = &request;
-  operation.step = step;
-  return operation;
-}
-
 /// The medium does not know how, now or ever: ENOTTY and EINVAL come from kernels older than the request.
 bool is_refusal(int error) noexcept {
   return error == EOPNOTSUPP || error == ENOSYS || error == ENOTTY || error == EINVAL;
@@ -42,8 +34,6 @@ bool is_transient(int error) noexcept {
 
 std::string_view name(Step step) noexcept {
   switch (step) {
-    case Step::buffer:
-    case Step::ready:
     case Step::read: return "reading";
     case Step::write: return "writing";
     case Step::discard: return "discarding";
@@ -57,14 +47,13 @@ std::string_view name(Step step) noexcept {
 
 FileQueue::FileQueue(FileStore& store, const StoreQueueContext& context, IoEngine& engine,
                      std::unique_ptr<IoEngine> own)
-    : store_(store),
-      reactor_(context.reactor),
-      buffers_(context.buffers),
+    : StagedQueue(store.range_lock(), store.medium().geometry().block_shift, context),
+      store_(store),
       own_engine_(std::move(own)),
       io_(engine.open(store.medium().fd(), *this)),
       log_limit_(kLogInterval),
       look_timer_(context.reactor.timers(), [this] {
-        store_.look_at_size(reactor_.now());
+        store_.look_at_size(reactor().now());
         look_again();
       }) {
   sync_.kind = Kind::sync_data;
@@ -73,94 +62,61 @@ FileQueue::FileQueue(FileStore& store, const StoreQueueContext& context, IoEngin
 
 /// At whole multiples of the period, so that the files of an idle reactor wake it once and not each by itself.
 void FileQueue::look_again() {
-  const Duration now = reactor_.clock().now().time_since_epoch();
+  const Duration now = reactor().clock().now().time_since_epoch();
   look_timer_.arm(Instant((now / FileStore::kLookPeriod + 1) * FileStore::kLookPeriod));
 }
 
 FileQueue::~FileQueue() {
-  check(pending_ == 0, "a store queue is destroyed when nothing is pending");
-  buffers_.cancel(*this);
-  if (listed_) reactor_.remove(*this);
+  if (listed_) reactor().remove(*this);
 }
 
-std::uint64_t FileQueue::bytes(Lba lba) const noexcept {
-  return lba.value() << store_.medium().geometry().block_shift.value();
+FileOperation& FileQueue::make(StoreRequest& request, Step step) noexcept {
+  auto& operation = StoreRequestAccess::make<FileOperation>(request);
+  operation.step = step;
+  adopt(operation, request);
+  return operation;
 }
 
-// ---- a lease: a buffer of the pool ----
-
-Progress FileQueue::acquire(Lease& lease, StoreRequest& request) {
-  if (lease.intent == Intent::write && store_.medium().geometry().read_only)
-    return Progress::done(StoreStatus::read_only);
-  const std::uint64_t length = staged_bytes(lease, store_.medium().geometry().block_shift);
-  // Who comes later waits behind those who wait already, even if there is room for something small.
-  const std::span<std::byte> buffer = waiting_for_buffer_.empty() ? buffers_.allocate(length) : std::span<std::byte>();
-  if (!buffer.empty()) hold(lease, buffer);
-  if (!buffer.empty() && lease.intent == Intent::write) return Progress::done();
-  auto& operation = make(request, Step::buffer);
-  operation.lease = &lease;
-  ++pending_;
-  if (!buffer.empty()) {
-    begin_read(operation);
-  } else {
-    waiting_for_buffer_.push(operation);
-    buffers_.wait(*this);
-  }
-  return Progress::later();
-}
-
-void FileQueue::hold(Lease& lease, std::span<std::byte> buffer) const noexcept {
-  stage(lease, buffer, store_.medium().geometry().block_shift, buffers_);
-}
-
-void FileQueue::on_buffer_available() {
-  while (!waiting_for_buffer_.empty()) {
-    FileOperation& operation = of(waiting_for_buffer_.front());
-    Lease& lease = *operation.lease;
-    const auto buffer = buffers_.allocate(staged_bytes(lease, store_.medium().geometry().block_shift));
-    if (buffer.empty()) {
-      buffers_.wait(*this);
-      return;
-    }
-    waiting_for_buffer_.pop();
-    hold(lease, buffer);
-    if (lease.intent == Intent::read) {
-      begin_read(operation);
-    } else {  // answered from poll(), not from inside of somebody else's release()
-      operation.step = Step::ready;
-      ready_.push(operation);
-      want_turn();
-    }
-  }
-}
-
-void FileQueue::begin_read(FileOperation& operation) {
-  const Lease& lease = *operation.lease;
-  operation.step = Step::read;
-  operation.kind = Kind::read;
-  operation.data = lease.few[0].data;
-  operation.offset = bytes(lease.range.first);
-  operation.length = lease.few[0].length;
-  io_->submit(operation);
-}
-
-void FileQueue::release(Lease& lease) noexcept {
-  unstage(lease, buffers_);
+StagedRequest& FileQueue::make_read(StoreRequest& request) {
+  return make(request, Step::read);
 }
 
 Progress FileQueue::commit(Lease& lease, Durability durability, StoreRequest& request) {
-  // A write behind the end would make a file that has shrunk longer again, with a hole that nobody wrote.
-  if (!store_.medium().is_device() && !store_.reaches(bytes(lease.range.end())))
-    return Progress::done(StoreStatus::out_of_range);
-  auto& operation = make(request, Step::write);
+  FileOperation& operation = make(request, Step::write);
   operation.lease = &lease;
   operation.durability = durability;
-  operation.kind =
-      durability == Durability::durable && !store_.refuses(Kind::write_durable) ? Kind::write_durable : Kind::write;
-  operation.data = lease.few[0].data;
-  operation.offset = bytes(lease.range.first);
-  operation.length = lease.few[0].length;
-  ++pending_;
+  return begin(operation, lease.range, Intent::write);
+}
+
+/// A write there would make a file that has shrunk longer again, with a hole that nobody wrote.
+bool FileQueue::behind_end(const FileOperation& operation) const noexcept {
+  return !store_.medium().is_device() && !store_.reaches(bytes(operation.range.end()));
+}
+
+Progress FileQueue::start(StagedRequest& request) {
+  auto& operation = static_cast<FileOperation&>(request);
+  operation.offset = bytes(operation.range.first);
+  operation.length = bytes(operation.range.end()) - operation.offset;
+  operation.attempts = 0;
+  switch (operation.step) {
+    case Step::read:
+      operation.kind = Kind::read;
+      operation.data = operation.lease->few[0].data;
+      break;
+    case Step::write:
+      if (behind_end(operation)) return Progress::done(StoreStatus::out_of_range);
+      operation.kind = operation.durability == Durability::durable && !store_.refuses(Kind::write_durable)
+                           ? Kind::write_durable
+                           : Kind::write;
+      operation.data = operation.lease->few[0].data;
+      break;
+    case Step::discard: return start_discard(operation);
+    case Step::zero:
+      if (behind_end(operation)) return Progress::done(StoreStatus::out_of_range);
+      next_zero(operation);
+      return Progress::later();
+    case Step::flush: make_durable(operation); return Progress::later();
+  }
   io_->submit(operation);
   return Progress::later();
 }
@@ -168,10 +124,8 @@ Progress FileQueue::commit(Lease& lease, Durability durability, StoreRequest& re
 // ---- flush ----
 
 Progress FileQueue::flush(StoreRequest& request) {
-  if (store_.medium().geometry().read_only) return Progress::done();
-  ++pending_;
-  make_durable(make(request, Step::flush));
-  return Progress::later();
+  if (read_only()) return Progress::done();
+  return begin(make(request, Step::flush));
 }
 
 /// An fdatasync that is under way may have passed what this one is about: it waits for the next.
@@ -181,71 +135,45 @@ void FileQueue::make_durable(FileOperation& operation) {
   want_turn();
 }
 
-void FileQueue::begin_flush() {
-  if (flush_next_.empty() || !flush_running_.empty()) return;
-  flush_running_ = std::exchange(flush_next_, {});
-  io_->submit(sync_);
-}
-
 void FileQueue::on_flushed(std::int64_t result) {
   const int error = result < 0 ? static_cast<int>(-result) : 0;
   StoreStatus status = error == 0 ? StoreStatus::ok : file_status(error, Intent::write);
   if (error != 0 && status != StoreStatus::unavailable) store_.remember_lost_writes(error);
   if (store_.lost_writes()) status = StoreStatus::write_error;
-  Operations done = std::exchange(flush_running_, {});
-  while (!done.empty())
-    end(of(done.pop()), status);
+  Operations flushed = std::exchange(flush_running_, {});
+  while (!flushed.empty())
+    done(of(flushed.pop()), status);
   if (!flush_next_.empty()) want_turn();
 }
 
 // ---- discard and write zeroes ----
 
 Progress FileQueue::discard(std::span<const BlockRange> ranges, StoreRequest& request) {
-  if (store_.medium().geometry().read_only) return Progress::done(StoreStatus::read_only);
-  auto& operation = make(request, Step::discard);
-  operation.ranges = ranges.data();
-  operation.ranges_left = ranges.size();
-  if (!next_discard(operation)) return Progress::done();
-  ++pending_;
-  return Progress::later();
+  if (read_only()) return Progress::done(StoreStatus::read_only);
+  return begin(make(request, Step::discard), ranges);
 }
 
-/// False: nothing is left to do.
-bool FileQueue::next_discard(FileOperation& operation) {
-  const bool device = store_.medium().is_device();
-  const bool discards = device && !store_.refuses(Kind::discard_device);
-  if (!discards && store_.refuses(Kind::punch_hole)) return false;  // it was only advice
-  for (; operation.ranges_left != 0; ++operation.ranges, --operation.ranges_left) {
-    const BlockRange& range = *operation.ranges;
-    if (range.count.value() == 0) continue;
-    operation.kind = discards ? Kind::discard_device : Kind::punch_hole;
-    operation.offset = bytes(range.first);
-    operation.length = bytes(range.end()) - operation.offset;
-    io_->submit(operation);
-    return true;
-  }
-  return false;
+Progress FileQueue::start_discard(FileOperation& operation) {
+  const bool discards = store_.medium().is_device() && !store_.refuses(Kind::discard_device);
+  if (!discards && store_.refuses(Kind::punch_hole)) return Progress::done();  // it was only advice
+  operation.kind = discards ? Kind::discard_device : Kind::punch_hole;
+  io_->submit(operation);
+  return Progress::later();
 }
 
 Progress FileQueue::write_zeroes(BlockRange range, Deallocate deallocate, Durability durability,
                                  StoreRequest& request) {
-  if (store_.medium().geometry().read_only) return Progress::done(StoreStatus::read_only);
+  if (read_only()) return Progress::done(StoreStatus::read_only);
   if (range.count.value() == 0) return Progress::done();
-  if (!store_.medium().is_device() && !store_.reaches(bytes(range.end())))
-    return Progress::done(StoreStatus::out_of_range);
-  auto& operation = make(request, Step::zero);
+  FileOperation& operation = make(request, Step::zero);
   operation.deallocate = deallocate;
   operation.durability = durability;
-  operation.offset = bytes(range.first);
-  operation.end = bytes(range.end());
-  ++pending_;
-  next_zero(operation);
-  return Progress::later();
+  return begin(operation, range, Intent::write);
 }
 
 /// The rest of it: by the file system at one stroke, or else a piece of zeroes at a time.
 void FileQueue::next_zero(FileOperation& operation) {
-  const std::uint64_t left = operation.end - operation.offset;
+  const std::uint64_t left = bytes(operation.range.end()) - operation.offset;
   operation.length = left;
   if (operation.deallocate == Deallocate::yes && !store_.refuses(Kind::punch_hole)) {
     operation.kind = Kind::punch_hole;
@@ -263,22 +191,15 @@ void FileQueue::next_zero(FileOperation& operation) {
 
 void FileQueue::on_io_done(IoOperation& operation, std::int64_t result) {
   if (&operation == &sync_) return on_flushed(result);
-  FileOperation& done = of(operation);
-  if (result < 0) return on_failed(done, static_cast<int>(-result));
-  switch (done.step) {
+  FileOperation& ended = of(operation);
+  if (result < 0) return on_failed(ended, static_cast<int>(-result));
+  switch (ended.step) {
     case Step::read:
-    case Step::write: return on_transferred(done, static_cast<std::uint64_t>(result));
-    case Step::discard:
-      ++done.ranges;
-      --done.ranges_left;
-      if (!next_discard(done)) end(done, StoreStatus::ok);
-      return;
+    case Step::write: return on_transferred(ended, static_cast<std::uint64_t>(result));
     case Step::zero:
-      if (done.kind == Kind::write) return on_transferred(done, static_cast<std::uint64_t>(result));
-      if (done.durability == Durability::durable) return make_durable(done);
-      return end(done, StoreStatus::ok);
-    case Step::buffer:
-    case Step::ready:
+      if (ended.kind == Kind::write) return on_transferred(ended, static_cast<std::uint64_t>(result));
+      return on_done(ended);
+    case Step::discard: return on_done(ended);
     case Step::flush: check(false, "no system call belongs to this step"); return;
   }
 }
@@ -288,7 +209,7 @@ void FileQueue::on_transferred(FileOperation& operation, std::uint64_t bytes_don
   if (bytes_done < operation.length) {
     bytes_done -= bytes_done % store_.medium().alignment();
     const std::uint64_t end_wanted = operation.offset + operation.length;
-    if (operation.step == Step::read && !store_.reaches(end_wanted)) return end(operation, StoreStatus::out_of_range);
+    if (operation.step == Step::read && !store_.reaches(end_wanted)) return done(operation, StoreStatus::out_of_range);
     if (bytes_done != 0) operation.attempts = 0;
   }
   operation.offset += bytes_done;
@@ -298,15 +219,21 @@ void FileQueue::on_transferred(FileOperation& operation, std::uint64_t bytes_don
     const auto failed = operation.step == Step::read ? StoreStatus::read_error : StoreStatus::write_error;
     return retry_or_end(operation, failed);
   }
-  if (operation.step == Step::zero && operation.offset < operation.end) return next_zero(operation);
-  if (operation.durability == Durability::durable && operation.kind == Kind::write) return make_durable(operation);
-  end(operation, StoreStatus::ok);
+  if (operation.step == Step::zero && operation.offset < bytes(operation.range.end())) return next_zero(operation);
+  on_done(operation);
+}
+
+/// All of its range.
+void FileQueue::on_done(FileOperation& operation) {
+  const bool durable = operation.durability == Durability::cached || operation.kind == Kind::write_durable;
+  if (!durable && !has_more(operation)) return make_durable(operation);
+  done(operation, StoreStatus::ok);
 }
 
 void FileQueue::retry_or_end(FileOperation& operation, StoreStatus status) {
   if (++operation.attempts < kAttemptsMax) return io_->submit(operation);
   report(operation, EIO);
-  end(operation, status);
+  done(operation, status);
 }
 
 void FileQueue::on_failed(FileOperation& operation, int error) {
@@ -320,19 +247,19 @@ void FileQueue::on_failed(FileOperation& operation, int error) {
       return io_->submit(operation);
     }
     if (operation.step == Step::zero) return next_zero(operation);
-    if (!next_discard(operation)) end(operation, StoreStatus::ok);
+    if (!start_discard(operation).pending) done(operation, StoreStatus::ok);
     return;
   }
   // A disk that has shrunk says ENOSPC or EIO behind its end.
   const bool transfers = operation.step == Step::read || operation.step == Step::write || operation.step == Step::zero;
   if (transfers && !store_.reaches(operation.offset + operation.length))
-    return end(operation, StoreStatus::out_of_range);
+    return done(operation, StoreStatus::out_of_range);
   report(operation, error);
-  end(operation, file_status(error, operation.step == Step::read ? Intent::read : Intent::write));
+  done(operation, file_status(error, operation.step == Step::read ? Intent::read : Intent::write));
 }
 
 void FileQueue::report(const FileOperation& operation, int error) {
-  if (!log_limit_.allow(reactor_.now())) return;
+  if (!log_limit_.allow(reactor().now())) return;
   const std::uint64_t held_back = log_limit_.take_suppressed();
   const std::string what = fmt::format("store '{}': {} {} bytes at byte {}", store_.spec(), name(operation.step),
                                        operation.length, operation.offset);
@@ -340,34 +267,26 @@ void FileQueue::report(const FileOperation& operation, int error) {
                         held_back == 0 ? "" : fmt::format(" (and {} failures before it)", held_back));
 }
 
-/// Answers the request. After this the operation does not exist any more.
-void FileQueue::end(FileOperation& operation, StoreStatus status) {
-  if (operation.step == Step::read && status != StoreStatus::ok) release(*operation.lease);
-  --pending_;
-  operation.request->on_store_done(status);
-}
-
 // ---- turns of the reactor ----
 
 void FileQueue::want_turn() {
-  if (!std::exchange(listed_, true)) reactor_.add(*this);
+  if (!std::exchange(listed_, true)) reactor().add(*this);
 }
 
 std::size_t FileQueue::poll() {
-  begin_flush();
-  std::size_t answered = 0;
-  Operations ready = std::exchange(ready_, {});  // what gets ready meanwhile is for the next turn
-  for (; !ready.empty(); ++answered)
-    end(of(ready.pop()), StoreStatus::ok);
-  if (idle()) {
-    listed_ = false;
-    reactor_.remove(*this);
+  const bool begins = !idle();
+  if (begins) {
+    flush_running_ = std::exchange(flush_next_, {});
+    io_->submit(sync_);
   }
-  return answered;
+  listed_ = false;
+  reactor().remove(*this);
+  return begins ? 1 : 0;
 }
 
+/// One fdatasync at a time.
 bool FileQueue::idle() const noexcept {
-  return ready_.empty() && (flush_next_.empty() || !flush_running_.empty());
+  return flush_next_.empty() || !flush_running_.empty();
 }
 
 }  // namespace rbt::target

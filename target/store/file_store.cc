@@ -34,6 +34,7 @@ FileStore::FileStore(std::string spec, FileMedium medium, const StoreEnvironment
       own_io_(environment.io == nullptr ? choose_io(spec_, logger_) : nullptr),
       io_(environment.io == nullptr ? own_io_.get() : environment.io),
       zeroes_(std::move(zeroes)),
+      range_lock_(medium_.geometry().blocks),
       size_(medium_.geometry().blocks.value() << medium_.geometry().block_shift.value()) {}
 
 Result<std::unique_ptr<Store>> FileStore::create(std::string spec, const FileOptions& options,
@@ -72,6 +73,7 @@ void FileStore::look_at_size(Instant now) const noexcept {
 Geometry FileStore::geometry() const {
   Geometry geometry = medium_.geometry();
   geometry.blocks = geometry.block_shift.blocks(Bytes(refresh_size()));
+  geometry.atomic_write = geometry.block_shift.blocks(StagedQueue::kAtomicWrite);
   if (refuses(IoOperation::Kind::zero_range)) geometry.write_zeroes = Ability::emulated;
   return geometry;
 }

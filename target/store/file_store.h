@@ -8,6 +8,7 @@
 #include "common/result.h"
 #include "target/store/file_medium.h"
 #include "target/store/io_engine.h"
+#include "target/store/range_lock.h"
 #include "target/store/store.h"
 #include "target/store/zero_pages.h"
 
@@ -36,6 +37,8 @@ class FileStore final : public Store {
 
   // For queues.
   [[nodiscard]] const FileMedium& medium() const noexcept { return medium_; }
+  /// For all queues, and for whoever else serves this medium (map).
+  [[nodiscard]] RangeLock& range_lock() noexcept { return range_lock_; }
   [[nodiscard]] const Clock& clock() const noexcept { return clock_; }
   [[nodiscard]] Logger& logger() const noexcept { return logger_; }
   /// Whether the file still reaches to `end` (bytes); one system call. Tells the log when it has shrunk or grown.
@@ -65,6 +68,7 @@ class FileStore final : public Store {
   std::unique_ptr<IoEngineFactory> own_io_;
   IoEngineFactory* io_;
   ZeroPages zeroes_;
+  RangeLock range_lock_;
   mutable std::atomic<std::uint64_t> size_;              // as last seen; exchanged by whoever sees another
   mutable std::atomic<Instant> looked_{Instant::min()};  // relaxed: looking twice does no harm
   std::atomic<StoreObserver*> observer_{nullptr};        // released by observe(), acquired by who sees another size

@@ -47,4 +47,25 @@ class HandOver final : private transport::Source {
   std::atomic<int> givers_{0};  // inside give(): the destructor lets them out
 };
 
+/// First in, first out, linked as HandOver's records are: nobody waits here and is handed over at a time. One thread.
+template <typename Waiter>
+class WaitingLine {
+ public:
+  [[nodiscard]] bool empty() const noexcept { return first_ == nullptr; }
+  [[nodiscard]] Waiter& front() const noexcept { return static_cast<Waiter&>(*first_); }
+  void push(Waiter& waiter) noexcept {
+    waiter.next_handed = nullptr;
+    (last_ != nullptr ? last_->next_handed : first_) = &waiter;
+    last_ = &waiter;
+  }
+  void pop() noexcept {
+    first_ = first_->next_handed;
+    if (first_ == nullptr) last_ = nullptr;
+  }
+
+ private:
+  HandOver::Record* first_ = nullptr;
+  HandOver::Record* last_ = nullptr;
+};
+
 }  // namespace rbt::target

@@ -1,6 +1,7 @@
 #include "target/store/in_place.h"
 
 #include "common/check.h"
+#include "target/store/staged_lease.h"
 
 namespace rbt::target {
 
@@ -47,15 +48,7 @@ Progress InPlace::stage(Lease& lease, StoreRequest& request) {
 }
 
 void InPlace::hold_buffer(Lease& lease, std::span<std::byte> buffer) const noexcept {
-  std::uint32_t lkey = 0;
-  if (lease.domain != nullptr) {
-    const transport::MemoryRegion* const region = buffers_.memory().in(*lease.domain);
-    check(region != nullptr, "the buffer pool is registered with every domain in use");
-    lkey = region->lkey();
-  }
-  lease.few[0] = {buffer.data(), static_cast<std::uint32_t>(length(lease)), lkey};
-  lease.segments = {lease.few.data(), 1};
-  lease.token = buffer.size();
+  target::stage(lease, buffer, block_shift_, buffers_);
 }
 
 /// It has its buffer: a write is welcome to it, a read wants it filled.
@@ -127,12 +120,9 @@ Progress InPlace::land(Lease& lease, Durability durability, StoreRequest& reques
 }
 
 void InPlace::release(Lease& lease) noexcept {
+  if (lease.token != 0) return unstage(lease, buffers_);
   lease.segments = {};
-  if (lease.token == 0) {
-    lock_.release(lease.range, lease.intent);
-  } else {
-    buffers_.free({lease.few[0].data, lease.token});
-  }
+  lock_.release(lease.range, lease.intent);
 }
 
 bool InPlace::claim(BlockRange range) {

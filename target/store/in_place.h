@@ -66,26 +66,6 @@ class InPlace final : private HandOver::Receiver, private transport::BufferWaite
     Step step = Step::range;
     Durability durability = Durability::cached;
   };
-  // Those who wait for a buffer stand in a line of their own, linked as HandOver's are: nobody is in two lines at a time.
-  class BufferLine {
-   public:
-    [[nodiscard]] bool empty() const noexcept { return first_ == nullptr; }
-    [[nodiscard]] Wait& front() const noexcept { return static_cast<Wait&>(*first_); }
-    void push(Wait& wait) noexcept {
-      wait.next_handed = nullptr;
-      (last_ != nullptr ? last_->next_handed : first_) = &wait;
-      last_ = &wait;
-    }
-    void pop() noexcept {
-      first_ = first_->next_handed;
-      if (first_ == nullptr) last_ = nullptr;
-    }
-
-   private:
-    HandOver::Record* first_ = nullptr;
-    HandOver::Record* last_ = nullptr;
-  };
-
   [[nodiscard]] std::uint64_t bytes(Lba lba) const noexcept { return lba.value() << block_shift_.value(); }
   [[nodiscard]] std::uint64_t length(const Lease& lease) const noexcept {
     return lease.range.count.value() << block_shift_.value();
@@ -105,7 +85,7 @@ class InPlace final : private HandOver::Receiver, private transport::BufferWaite
   BlockShift block_shift_;
   transport::BufferPool& buffers_;
   HandOver hand_over_;
-  BufferLine waiting_for_buffer_;
+  WaitingLine<Wait> waiting_for_buffer_;
   RangeLock::Claim own_;  // claim()'s
   enum class Own : std::uint8_t { none, waiting, held };
   Own own_state_ = Own::none;

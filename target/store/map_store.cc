@@ -125,7 +125,6 @@ Result<void> MapStore::open(const MapOptions& options, const StoreEnvironment& e
   const bool guarded = region_ != nullptr || !leased(found_.kind);
   if (guarded && found_.kind != MapKind::fsdax) registered_.emplace(mapping_->span(), transport::RemoteAccess::none);
   if (registered_ && region_ != nullptr) registered_->fence();  // until the guard stands
-  range_lock_.emplace(file_->medium().geometry().blocks);
   if (region_ != nullptr) begin_guarding();
   return {};
 }

@@ -65,7 +65,7 @@ class MapStore final : public Store {
   /// What guards the mapping; null: nobody can take it away.
   [[nodiscard]] transport::coherence::Region* region() const noexcept { return region_.get(); }
   [[nodiscard]] FileStore& file() const noexcept { return *file_; }
-  [[nodiscard]] RangeLock& range_lock() noexcept { return *range_lock_; }
+  [[nodiscard]] RangeLock& range_lock() noexcept { return file_->range_lock(); }
   [[nodiscard]] bool read_only() const noexcept { return file_->medium().geometry().read_only; }
   [[nodiscard]] BlockShift block_shift() const noexcept { return file_->medium().geometry().block_shift; }
   [[nodiscard]] std::shared_ptr<MapTally> new_tally();
@@ -94,7 +94,6 @@ class MapStore final : public Store {
   std::string why_copied_;  // why nothing is mapped, or registered; constant once opened
   std::optional<Mapping> mapping_;
   std::optional<transport::RegisteredMemory> registered_;
-  std::optional<RangeLock> range_lock_;
   std::unique_ptr<FileStore> file_;
   std::unique_ptr<Guarded> guarded_;
   std::unique_ptr<transport::coherence::Region> region_;  // before what it fences, and the descriptor it leases, goes

@@ -14,7 +14,7 @@ namespace rbt::target {
 MappedPluginQueue::MappedPluginQueue(PluginStore& store, void* queue, const StoreQueueContext& context)
     : PluginQueue(store, queue, context),
       mapped_(*store.mapped()),
-      in_place_(*this, mapped_.range_lock, geometry().block_shift, context),
+      in_place_(*this, store.range_lock(), geometry().block_shift, context),
       zeroing_(*this, geometry().block_shift, context.reactor) {}
 
 BlockRange MappedPluginQueue::blocks(std::uint64_t offset, std::uint64_t length) const noexcept {
@@ -22,7 +22,7 @@ BlockRange MappedPluginQueue::blocks(std::uint64_t offset, std::uint64_t length)
 }
 
 Progress MappedPluginQueue::acquire(Lease& lease, StoreRequest& request) {
-  if (lease.intent == Intent::write && geometry().read_only) return Progress::done(StoreStatus::read_only);
+  if (lease.intent == Intent::write && read_only()) return Progress::done(StoreStatus::read_only);
   return in_place_.acquire(lease, request);
 }
 
@@ -35,24 +35,24 @@ void MappedPluginQueue::release(Lease& lease) noexcept {
 }
 
 Progress MappedPluginQueue::discard(std::span<const BlockRange> ranges, StoreRequest& request) {
-  if (geometry().read_only) return Progress::done(StoreStatus::read_only);
+  if (read_only()) return Progress::done(StoreStatus::read_only);
   if (geometry().discard == Ability::none) return Progress::done();
   return zeroing_.discard(ranges, request);
 }
 
 Progress MappedPluginQueue::write_zeroes(BlockRange range, Deallocate deallocate, Durability durability,
                                          StoreRequest& request) {
-  if (geometry().read_only) return Progress::done(StoreStatus::read_only);
+  if (read_only()) return Progress::done(StoreStatus::read_only);
   if (durability == Durability::cached || !geometry().write_cache)
     return zeroing_.write_zeroes(range, deallocate, durability, request);
-  PluginWork& work = make(Next::flush, request);  // when the zeroes are there
+  PluginWork& work = make(RBT_FLUSH, request);  // when the zeroes are there
   const Progress progress = zeroing_.write_zeroes(range, deallocate, durability, work);
-  if (!progress.pending) go_on(work, progress.status);
+  if (!progress.pending) on_below_done(work, progress.status);
   return returned(work);
 }
 
 std::uint32_t MappedPluginQueue::lkey(const Lease& lease) noexcept {
-  return lease_key(mapped_.memory, lease);
+  return lease_key(mapped_, lease);
 }
 
 /// What can be flushed is taken for memory that outlives the process.
@@ -77,7 +77,7 @@ StoreStatus MappedPluginQueue::land(std::uint64_t offset, std::span<const std::b
 
 Progress MappedPluginQueue::landed(Lease&, Durability durability, StoreRequest& request) {
   if (durability == Durability::cached || !geometry().write_cache) return Progress::done();
-  return begin(make(Next::flush, request));
+  return begin(make(RBT_FLUSH, request));
 }
 
 bool MappedPluginQueue::zero(std::uint64_t offset, std::uint64_t length) {

@@ -20,7 +20,7 @@ class MappedPluginQueue final : public PluginQueue, private ZeroedMemory, privat
   [[nodiscard]] std::uint64_t bytes_copied() const noexcept override { return in_place_.bytes_copied(); }
 
  private:
-  [[nodiscard]] const transport::MemorySpan& span() const noexcept { return mapped_.memory.memory(); }
+  [[nodiscard]] const transport::MemorySpan& span() const noexcept { return mapped_.memory(); }
   [[nodiscard]] BlockRange blocks(std::uint64_t offset, std::uint64_t length) const noexcept;
 
   // InPlaceMemory
@@ -38,7 +38,7 @@ class MappedPluginQueue final : public PluginQueue, private ZeroedMemory, privat
   std::uint64_t next_data(std::uint64_t offset, std::uint64_t) noexcept override { return offset; }
   Progress take_over(const ZeroingRest& rest, StoreRequest& request) override;
 
-  PluginStore::Mapped& mapped_;
+  transport::RegisteredMemory& mapped_;
   InPlace in_place_;
   Zeroing zeroing_;
 };

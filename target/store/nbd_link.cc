@@ -113,7 +113,8 @@ void NbdLink::submit(NbdOperation& operation) {
   operation.complete = false;
   waiting_.push(operation);
   if (state_ == State::up) return want_turn();
-  start_waiting(operation);
+  // It may have waited already, behind another that waited for this server.
+  start_waiting(operation, std::max(operation.waits_since, away_since_));
 }
 
 // ---- turns of the reactor ----
@@ -336,7 +337,7 @@ std::size_t NbdLink::take_back() {
     operation.error = 0;
     operation.complete = false;
     waiting_.push(operation);
-    start_waiting(operation);
+    start_waiting(operation, reactor_.now());
   }
   return std::exchange(under_way_, 0);
 }
@@ -384,17 +385,27 @@ void NbdLink::adopt(NbdConnected connected) {
 }
 
 /// Anew with every loss of the server: what is bounded is how long it is away.
-void NbdLink::start_waiting(NbdOperation& operation) {
-  operation.waits_since = reactor_.now();
-  if (!patience_timer_.armed()) patience_timer_.arm(operation.waits_since + server_.patience());
+void NbdLink::start_waiting(NbdOperation& operation, Instant since) {
+  operation.waits_since = since;
+  const Instant over = since + server_.patience();
+  if (patience_timer_.armed() && patience_over_ <= over) return;
+  patience_over_ = over;
+  patience_timer_.arm(over);
 }
 
-/// Fails those who have waited long enough, who are the first; the timer goes on for the others.
+/// Fails those who have waited long enough; the timer goes on for the others.
 void NbdLink::on_patience_over() {
   if (state_ == State::up) return;
-  while (!waiting_.empty() && reactor_.now() - waiting_.front().waits_since >= server_.patience())
-    end(waiting_.pop(), ETIMEDOUT);
-  if (!waiting_.empty()) patience_timer_.arm(waiting_.front().waits_since + server_.patience());
+  Operations all = std::exchange(waiting_, {});
+  while (!all.empty()) {
+    NbdOperation& operation = all.pop();
+    if (reactor_.now() - operation.waits_since >= server_.patience()) {
+      end(operation, ETIMEDOUT);
+    } else {
+      waiting_.push(operation);
+      start_waiting(operation, operation.waits_since);
+    }
+  }
 }
 
 }  // namespace rbt::target

@@ -88,7 +88,7 @@ class NbdLink final : private transport::Source {
   void connect();
   void on_connected(Result<NbdConnected> connected);
   void adopt(NbdConnected connected);
-  void start_waiting(NbdOperation& operation);
+  void start_waiting(NbdOperation& operation, Instant since);
   void on_patience_over();
 
   NbdServer& server_;
@@ -116,6 +116,7 @@ class NbdLink final : private transport::Source {
   bool complained_ = false;  // the log has heard that the server is away
   transport::Timer retry_timer_;
   transport::Timer patience_timer_;
+  Instant patience_over_{};  // while it is armed
   RateLimit log_limit_;
 };
 

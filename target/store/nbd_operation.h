@@ -24,7 +24,7 @@ struct NbdOperation {
   std::uint64_t offset = 0;   ///< bytes
   std::uint64_t length = 0;   ///< bytes; 0 for flush
   std::uint64_t begun = 0;    ///< bytes that have been asked for: the link's
-  Instant waits_since{};      ///< when it first found no server, or nothing: the link's
+  Instant waits_since{};      ///< when its client was asked for it; from a loss of the server on, the link's
   std::uint16_t pieces = 0;   ///< asked for and not answered: the link's
   std::int16_t error = 0;     ///< how it ended: 0 or an errno
   Kind kind = Kind::read;

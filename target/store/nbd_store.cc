@@ -23,6 +23,7 @@ NbdStore::NbdStore(std::string spec, NbdOptions options, const StoreEnvironment&
       options_(std::move(options)),
       logger_(environment.logger),
       zeroes_(std::move(zeroes)),
+      range_lock_(BlockShift().blocks(Bytes(first.about.size))),
       identity_(options_.identity.value_or(Fingerprint().add("nbd").add(options_.uri).identity())),
       preferred_(first.about.block_preferred),
       first_(std::move(first)),
@@ -107,6 +108,7 @@ Geometry NbdStore::geometry() const {
   geometry.write_zeroes = can_zero() ? Ability::native : Ability::emulated;
   geometry.optimal_io = whole(preferred_);
   geometry.discard_granularity = geometry.optimal_io;
+  geometry.atomic_write = block_shift_.blocks(StagedQueue::kAtomicWrite);
   return geometry;
 }
 

@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "common/result.h"
 #include "target/store/nbd_link.h"
+#include "target/store/range_lock.h"
 #include "target/store/spec.h"
 #include "target/store/store.h"
 #include "target/store/zero_pages.h"
@@ -60,6 +61,7 @@ class NbdStore final : public Store, private NbdServer {
   /// Of the queue that asks, with shares_links(): in turn.
   [[nodiscard]] Shared& next_shared() noexcept;
   [[nodiscard]] NbdServer& server() noexcept { return *this; }
+  [[nodiscard]] RangeLock& range_lock() noexcept { return range_lock_; }
   [[nodiscard]] BlockShift block_shift() const noexcept { return block_shift_; }
   [[nodiscard]] bool read_only() const noexcept { return (flags() & kReadOnly) != 0; }
   [[nodiscard]] bool can_fua() const noexcept { return (flags() & kFua) != 0; }
@@ -104,6 +106,7 @@ class NbdStore final : public Store, private NbdServer {
   Logger& logger_;
   ZeroPages zeroes_;
   BlockShift block_shift_;
+  RangeLock range_lock_;
   Identity identity_{};
   std::uint64_t preferred_;  // bytes: what the server likes best
   std::mutex mutex_;         // guards first_, and what admit() does

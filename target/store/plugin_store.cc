@@ -128,6 +128,8 @@ Result<void> PluginStore::describe() {
   geometry_.optimal_io = std::max(Blocks(1), shift->blocks(Bytes(description.optimal_io)));
   geometry_.transfer_max = Bytes(std::min(transfer, most));
   native_fua_ = description.fua == RBT_NATIVE;
+  geometry_.atomic_write = shift->blocks(StagedQueue::kAtomicWrite);
+  range_lock_.emplace(geometry_.blocks);
   if (description.has_identity != 0) {
     own_identity_.emplace();
     std::memcpy(own_identity_->data(), description.identity, own_identity_->size());
@@ -150,13 +152,13 @@ Result<void> PluginStore::map() {
         unfit("it offers a region, in which rbt itself zeroes: RBT_EMULATE or RBT_NONE is expected for discard "
               "and write_zeroes"));
   const transport::MemorySpan span{static_cast<std::byte*>(region.base), region.size, region.fd, region.fd_offset};
-  mapped_ = std::make_unique<Mapped>(span, geometry_.blocks);
+  mapped_.emplace(span, transport::RemoteAccess::none);
   return {};
 }
 
 Result<void> PluginStore::prepare(transport::ProtectionDomain& domain, std::uint32_t) {
-  if (mapped_ == nullptr) return {};
-  if (auto done = mapped_->memory.ensure(domain); !done)
+  if (!mapped_) return {};
+  if (auto done = mapped_->ensure(domain); !done)
     return failure(std::move(done.error()).within(fmt::format("store '{}'", spec_)));
   return {};
 }
@@ -167,12 +169,12 @@ Result<std::unique_ptr<StoreQueue>> PluginStore::open_queue(const StoreQueueCont
   if (calls().open_queue != nullptr && calls().open_queue(handle_, &queue, text.data(), text.size()) != 0)
     return failure(said("it refuses to open a queue", words(text)));
   std::unique_ptr<PluginQueue> made;
-  if (mapped_ != nullptr) {
+  if (mapped_) {
     made = std::make_unique<MappedPluginQueue>(*this, queue, context);
   } else {
     made = std::make_unique<PluginQueue>(*this, queue, context);
   }
-  if (auto started = made->start(); !started) return failure(std::move(started.error()).within(spec_));
+  if (auto started = made->start_threads(); !started) return failure(std::move(started.error()).within(spec_));
   return std::unique_ptr<StoreQueue>(std::move(made));
 }
 

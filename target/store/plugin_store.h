@@ -40,14 +40,9 @@ class PluginStore final : public Store {
   [[nodiscard]] const struct rbt_store_plugin& calls() const noexcept { return library_.calls(); }
   [[nodiscard]] void* handle() const noexcept { return handle_; }
   [[nodiscard]] bool native_fua() const noexcept { return native_fua_; }
-  struct Mapped {
-    Mapped(const transport::MemorySpan& span, Blocks blocks)
-        : memory(span, transport::RemoteAccess::none), range_lock(blocks) {}
-    transport::RegisteredMemory memory;
-    RangeLock range_lock;
-  };
+  [[nodiscard]] RangeLock& range_lock() noexcept { return *range_lock_; }
   /// The plugin's memory, if that is the store. Null: it is asked for everything.
-  [[nodiscard]] Mapped* mapped() const noexcept { return mapped_.get(); }
+  [[nodiscard]] transport::RegisteredMemory* mapped() noexcept { return mapped_ ? &*mapped_ : nullptr; }
 
  private:
   PluginStore(std::string spec, PluginLibrary library, std::string path, Logger& logger);
@@ -67,7 +62,8 @@ class PluginStore final : public Store {
   std::optional<Identity> own_identity_;
   Identity identity_{};
   bool native_fua_ = false;
-  std::unique_ptr<Mapped> mapped_;
+  std::optional<RangeLock> range_lock_;  // once it is known how large it is
+  std::optional<transport::RegisteredMemory> mapped_;
 };
 
 /// What a plugin's status means; anything that is none is a failure of the medium.

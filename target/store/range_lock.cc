@@ -94,8 +94,6 @@ bool RangeLock::wait(Claim& claim, HandOver& hand_over) {
         break;
       }
       // From now on whoever releases one of these lanes comes here.
-      claim.word = next.word;
-      claim.lanes = next.lanes;
       claim.hand_over = &hand_over;
       queue.waiting.push(claim);
       waits_.fetch_add(1, std::memory_order_relaxed);
@@ -116,11 +114,11 @@ void RangeLock::release(BlockRange range, Intent intent) noexcept {
 }
 
 /// Lanes that somebody waits for are taken here only, so that what is seen free stays free.
-bool RangeLock::grant(Claim& claim) noexcept {
-  const auto value = word(claim.word);
-  if (!room(value.load(std::memory_order_relaxed), claim.lanes, claim.intent)) return false;
-  value.fetch_add(users(claim.intent) & claim.lanes, std::memory_order_acquire);
-  claim.taken += static_cast<std::uint32_t>(std::popcount(claim.lanes) / 8);
+bool RangeLock::grant(Claim& claim, const Part& next) noexcept {
+  const auto value = word(next.word);
+  if (!room(value.load(std::memory_order_relaxed), next.lanes, claim.intent)) return false;
+  value.fetch_add(users(claim.intent) & next.lanes, std::memory_order_acquire);
+  claim.taken += next.count;
   return true;
 }
 
@@ -131,11 +129,13 @@ void RangeLock::serve(std::uint64_t index) noexcept {
   std::uint64_t waited = 0;  // lanes of those who go on waiting: nobody overtakes them
   while (!queue.waiting.empty()) {
     Claim& claim = queue.waiting.pop();
-    if (claim.word == index && (claim.lanes & waited) == 0 && grant(claim)) {
+    const Part next = part(claim.range, claim.taken);
+    const bool here = next.word == index;
+    if (here && (next.lanes & waited) == 0 && grant(claim, next)) {
       claim.hand_over->give(claim);  // it may be gone now
       continue;
     }
-    if (claim.word == index) waited |= claim.lanes;
+    if (here) waited |= next.lanes;
     still.push(claim);
   }
   queue.waiting = still;

@@ -1,6 +1,6 @@
 #pragma once
-// Who may touch which blocks: readers share them, a writer has them alone. For stores that land data in place, where a
-// reader beside a writer would see a block half old and half new.
+// Who may touch which blocks: readers share them, a writer has them alone. A reader beside a writer would see a block half
+// old and half new, in memory that data lands in as well as on a medium that blocks are read from and written to.
 
 #include <array>
 #include <atomic>
@@ -41,9 +41,7 @@ class RangeLock {
     friend class RecordQueue<Claim>;
     Claim* next = nullptr;  // in a line
     HandOver* hand_over = nullptr;
-    std::uint64_t word = 0;   // that it waits for
-    std::uint64_t lanes = 0;  // there
-    std::uint32_t taken = 0;  // lanes so far
+    std::uint32_t taken = 0;  // lanes so far; it waits for the part behind them
   };
 
   /// Takes what is free. True: has all of its range until release(). False: not all; then wait().
@@ -78,7 +76,7 @@ class RangeLock {
   [[nodiscard]] Line& line(std::uint64_t word) noexcept { return lines_[word % kLines]; }
   [[nodiscard]] bool take_part(const Part& part, Intent intent) noexcept;
   void serve(std::uint64_t word) noexcept;
-  [[nodiscard]] bool grant(Claim& claim) noexcept;
+  [[nodiscard]] bool grant(Claim& claim, const Part& next) noexcept;
 
   std::uint64_t lanes_;  // a power of two
   std::unique_ptr<std::uint64_t[], Free> words_;

@@ -54,8 +54,8 @@ class StoreRequest {
   virtual void on_store_done(StoreStatus status) = 0;
 
  private:
-  friend class StoreRequestAccess;                  // target/store/store_request.h: what stores keep in here
-  alignas(8) std::array<std::byte, 96> scratch_{};  // so that a queued operation costs no allocation
+  friend class StoreRequestAccess;                   // target/store/store_request.h: what stores keep in here
+  alignas(8) std::array<std::byte, 192> scratch_{};  // so that a queued operation costs no allocation
 };
 
 /// Memory that stands for a block range, from a successful acquire() until release().

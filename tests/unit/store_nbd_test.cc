@@ -324,3 +324,37 @@ TEST_CASE("Several reactors serve one nbd store at the same time, over a connect
   rig.queue = rig.open_queue();
   CHECK(rig.must_read(0, 1).size() == 512);
 }
+
+TEST_CASE("A server is not asked to read what it is writing, nor to write what it is reading") {
+  NbdRig rig;
+  rig.nbdkit({"--filter=log", "--filter=delay", "memory", "1M", rig.logfile(), "rdelay=200ms", "wdelay=200ms"});
+  rig.open(rig.spec(GENERATE("", ",connections=1")));
+  const auto other = rig.open_queue();  // of another reactor's, as far as the lock can tell
+  const bool write_first = GENERATE(true, false);
+  const auto data = pattern(4096, 1);
+  Lease write = rig.lease(StoreRig::range(8, 8), Intent::write);
+  Lease read = rig.lease(StoreRig::range(15, 2), Intent::read);
+  REQUIRE(rig.acquire(write) == StoreStatus::ok);
+  rig.fill(write, data);
+  Waited written;
+  Waited got;
+  if (!write_first) got.began(other->acquire(read, got));
+  written.began(rig.queue->commit(write, Durability::cached, written));
+  if (write_first) got.began(other->acquire(read, got));
+  rig.run_until([&] { return written.done() && got.done(); });
+  CHECK(written.status == StoreStatus::ok);
+  CHECK(got.status == StoreStatus::ok);
+  const auto seen = rig.contents(read);
+  const auto expected = write_first ? std::vector(data.end() - 512, data.end()) : std::vector<std::byte>(512);
+  CHECK(std::equal(expected.begin(), expected.end(), seen.begin()));
+  rig.queue->release(write);
+  other->release(read);
+  // The log has a line when a command comes ("Read id=…") and one when it is answered ("...Read id=…").
+  const std::string log = rig.log();
+  const auto first_answered = log.find(write_first ? "...Write " : "...Read ");
+  const auto second_came = log.find(write_first ? " Read " : " Write ");
+  INFO(log);
+  REQUIRE(first_answered != std::string::npos);
+  REQUIRE(second_came != std::string::npos);
+  CHECK(first_answered < second_came);
+}

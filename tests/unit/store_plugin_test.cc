@@ -1,5 +1,10 @@
 // Stores out of shared libraries: the example in its three forms, libraries that do not fit, and what passes between.
 
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <array>
+
 #include "store_rig.h"
 #include "target/store/plugin_queue.h"
 #include "target/store/plugin_store.h"
@@ -25,6 +30,21 @@ bool has(const std::string& text, const std::string& part) {
   INFO(text);
   return text.find(part) != std::string::npos;
 }
+
+/// The plugin that answers when it is told to, as the test sees it.
+struct Gate {
+  explicit Gate(const std::string& path) : library(::dlopen(path.c_str(), RTLD_NOW)) {
+    REQUIRE(library != nullptr);
+    held = reinterpret_cast<std::size_t (*)()>(::dlsym(library, "gate_held"));
+    longest = reinterpret_cast<std::uint64_t (*)()>(::dlsym(library, "gate_longest"));
+    let_go = reinterpret_cast<void (*)()>(::dlsym(library, "gate_let_go"));
+  }
+  ~Gate() { ::dlclose(library); }
+  void* library;
+  std::size_t (*held)();
+  std::uint64_t (*longest)();
+  void (*let_go)();
+};
 
 }  // namespace
 
@@ -105,6 +125,62 @@ TEST_CASE("A plugin's memory is the lease: no copy") {
   CHECK(rig.write(3, pattern(512, 1)) == StoreStatus::ok);
   CHECK(rig.queue->bytes_copied() == 0);
   rig.close();
+}
+
+TEST_CASE(
+    "A plugin is not asked to read what it is changing, nor to change what it is reading, nor for more than it takes") {
+  StoreRig rig;
+  const std::string path = misfit("").replace(misfit("").rfind("misfit_"), std::string::npos, "gated_plugin.so");
+  const Gate gate(path);
+  rig.open("plugin:" + path);
+  const auto other = rig.open_queue();  // of another reactor's, as far as the lock can tell
+  const auto change = GENERATE(as<std::string>{}, "write", "zeroes", "discard");
+  INFO(change);
+  const auto settle = [&] {
+    while (gate.held() != 0) {
+      gate.let_go();
+      rig.reactor().turn();
+    }
+  };
+  Lease write = rig.lease(StoreRig::range(0, 128), Intent::write);
+  Waited changed;
+  const std::array ranges{write.range};
+  REQUIRE(rig.acquire(write) == StoreStatus::ok);
+  rig.fill(write, pattern(65536, 1));
+  changed.began(change == "write" ? rig.queue->commit(write, Durability::cached, changed)
+                : change == "zeroes"
+                    ? rig.queue->write_zeroes(write.range, StoreQueue::Deallocate::no, Durability::cached, changed)
+                    : rig.queue->discard(ranges, changed));
+  CHECK(gate.held() == 1);
+  Lease inside = rig.lease(StoreRig::range(127, 2), Intent::read);
+  Lease beside = rig.lease(StoreRig::range(128, 1), Intent::read);
+  Waited read;
+  Waited free;
+  read.began(other->acquire(inside, read));
+  free.began(other->acquire(beside, free));
+  rig.reactor().turn();
+  CHECK(gate.held() == 2);  // the one beside
+  settle();
+  CHECK(changed.status == StoreStatus::ok);
+  CHECK(free.status == StoreStatus::ok);
+  CHECK(read.status == StoreStatus::ok);
+  const auto expected = change == "write" ? pattern(65536, 1) : std::vector<std::byte>(65536);
+  CHECK(std::equal(expected.end() - 512, expected.end(), rig.contents(inside).begin()));
+  if (change == "write") CHECK(gate.longest() == 16384);  // its transfer_max
+  // And the other way round.
+  Lease again = rig.lease(StoreRig::range(0, 32), Intent::read);
+  Waited reading;
+  reading.began(other->acquire(again, reading));
+  CHECK(gate.held() == 1);
+  Waited zeroed;
+  zeroed.began(rig.queue->write_zeroes(StoreRig::range(31, 1), StoreQueue::Deallocate::no, Durability::cached, zeroed));
+  CHECK(gate.held() == 1);
+  settle();
+  CHECK(zeroed.status == StoreStatus::ok);
+  CHECK(rig.contents(again) == std::vector(expected.begin(), expected.begin() + 16384));
+  rig.queue->release(write);
+  for (Lease* const lease : {&inside, &beside, &again})
+    other->release(*lease);
 }
 
 TEST_CASE("A plugin that does not fit says what was expected and what was seen") {
