@@ -1,7 +1,12 @@
 // The simulated world itself: time, turns, and that a seed replays.
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <catch2/catch.hpp>
+#include <csignal>
 #include <set>
+#include <thread>
 
 #include "tests/sim/exchange.h"
 #include "tests/sim/fabric_rig.h"
@@ -183,4 +188,25 @@ TEST_CASE("The same seed gives the same run, event for event; another seed anoth
     hashes.insert(first.first);
   }
   CHECK(hashes.size() > 90);  // some are over before chance has said anything
+}
+
+TEST_CASE("A thread beside the simulated world, as a coherence monitor's, that deregisters its memory is stopped") {
+  SimUnderTest fabric;
+  Rig rig(fabric);
+  rig.server.accepts = true;
+  rig.server.listen(fabric.address());
+  End& client = rig.client.connect(fabric.address());
+  Reactor& reactor = fabric.client_reactor();
+  REQUIRE(reactor.run_until([&] { return client.established; }, fabric.network.clock().now() + seconds(1)));
+  const pid_t child = ::fork();
+  if (child == 0) {
+    std::signal(SIGABRT, SIG_DFL);  // not the test runner's
+    ::close(STDERR_FILENO);
+    auto buffer = std::make_unique<Buffer>(client.connection->domain(), 64, RemoteAccess::none);
+    std::thread([&] { buffer.reset(); }).join();
+    ::_exit(0);
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK((WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT));
 }

@@ -16,9 +16,12 @@ bool allows(RemoteAccess granted, RemoteAccess wanted) noexcept {
   return granted == wanted || granted == RemoteAccess::read_write;
 }
 
+constexpr const char* kOneThread = "memory of the simulated world is registered and deregistered by its one thread";
+
 }  // namespace
 
 std::uint32_t KeyTable::add(const Domain& domain, std::byte* data, std::size_t size, RemoteAccess access) {
+  check(std::this_thread::get_id() == owner_, kOneThread);
   std::uint32_t index;
   if (free_.empty()) {
     index = static_cast<std::uint32_t>(entries_.size());
@@ -37,6 +40,7 @@ std::uint32_t KeyTable::add(const Domain& domain, std::byte* data, std::size_t s
 }
 
 void KeyTable::remove(std::uint32_t rkey) noexcept {
+  check(std::this_thread::get_id() == owner_, kOneThread);
   Entry& entry = entries_[rkey >> 8];
   check(entry.key == rkey, "a region is deregistered once");
   entry = {};

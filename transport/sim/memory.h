@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "common/random.h"
@@ -16,6 +17,8 @@ class World;
 class Domain;
 
 /// Every key of the simulated world. A key is never given twice until its 8-bit tag comes round by chance, as on mlx5.
+/// Belongs to the thread that made it: registering and deregistering on another aborts. So a coherence monitor beside a
+/// simulated fabric is turned by hand (MonitorOptions::Threads::manual), which is what keeps a run the same.
 class KeyTable {
  public:
   struct Entry {
@@ -43,6 +46,7 @@ class KeyTable {
 
  private:
   [[nodiscard]] const Entry* find(const Domain& domain, std::uint32_t rkey) const noexcept;
+  const std::thread::id owner_ = std::this_thread::get_id();
   std::vector<Entry> entries_;
   std::vector<std::uint32_t> free_;
   Random random_;
