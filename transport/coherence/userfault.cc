@@ -9,9 +9,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <mutex>
+
+#include "transport/coherence/page_marks.h"
 
 namespace rbt::transport::coherence {
 
@@ -49,11 +53,59 @@ Result<Opened> open_userfaultfd() {
       "for anonymous memory, 6.7 for any mapping");
 }
 
+/// What madvise() has been let go on to discard, until it surely has.
+class Discards {
+ public:
+  explicit Discards(Duration settle) noexcept : settle_(settle) {}
+  /// The watch thread; the lock is held by nobody who allocates.
+  void add(std::uint64_t start, std::uint64_t end, bool marked, Instant now) noexcept {
+    const std::lock_guard lock(mutex_);
+    for (Range& range : ranges_)
+      if (now >= range.since + settle_ * UserfaultOptions::kSettleMax) range = {};
+    Range* free = std::find_if(ranges_.begin(), ranges_.end(), [](const Range& range) { return range.end == 0; });
+    if (free == ranges_.end()) {  // too many: one range for two
+      --free;
+      start = std::min(start, free->start);
+      end = std::max(end, free->end);
+      marked = marked && free->marked;
+    }
+    *free = {start, end, marked, now};
+  }
+  /// Any thread.
+  [[nodiscard]] bool over(Instant now) const noexcept {
+    std::array<Range, 8> ranges;
+    {
+      const std::lock_guard lock(mutex_);
+      ranges = ranges_;
+    }
+    return std::none_of(ranges.begin(), ranges.end(), [&](const Range& range) {
+      if (range.end == 0 || now >= range.since + settle_ * UserfaultOptions::kSettleMax) return false;
+      return now < range.since + settle_ || (range.marked && marked_page_there(range.start, range.end - range.start));
+    });
+  }
+
+ private:
+  struct Range {
+    std::uint64_t start = 0;
+    std::uint64_t end = 0;  ///< 0: none
+    bool marked = false;
+    Instant since{};
+  };
+  const Duration settle_;
+  mutable std::mutex mutex_;
+  std::array<Range, 8> ranges_;
+};
+
 class UserfaultWatch final : public Watch {
  public:
   UserfaultWatch(Opened opened, std::uint64_t start, std::uint64_t length, const Clock& clock,
                  const UserfaultOptions& options)
-      : opened_(opened), start_(start), length_(length), clock_(clock), options_(options) {}
+      : opened_(opened),
+        start_(start),
+        length_(length),
+        clock_(clock),
+        settle_(options.settle),
+        discards_(options.settle) {}
   /// Whoever is blocked goes on.
   ~UserfaultWatch() override { ::close(opened_.fd); }
   [[nodiscard]] std::string_view source() const noexcept override { return "userfault"; }
@@ -68,6 +120,8 @@ class UserfaultWatch final : public Watch {
   /// Reading an event is what lets its actor go on.
   Change acknowledge() noexcept override {
     Change most = Change::none;
+    // What madvise() is about to drop is marked while it still waits for us; all of it, for what it is, reading tells.
+    marked_ = settle_ > Duration::zero() && opened_.asynchronous && mark_pages(start_, length_);
     std::array<uffd_msg, 8> messages;
     for (;;) {
       const ssize_t got = ::read(opened_.fd, messages.data(), sizeof messages);
@@ -78,7 +132,7 @@ class UserfaultWatch final : public Watch {
   }
 
   [[nodiscard]] Result<void> arm() override {
-    if (clock_.now().time_since_epoch().count() < settled_at_.load(std::memory_order_acquire))
+    if (!discards_.over(clock_.now()))
       return failure(ErrorKind::in_use, "its pages are being discarded (madvise) and may not all be gone yet");
     forget_moved();
     // UFFDIO_REGISTER skips holes; msync(2) in this mode does nothing but look for them.
@@ -105,9 +159,12 @@ class UserfaultWatch final : public Watch {
     switch (message.event) {
       case UFFD_EVENT_UNMAP:
         return overlaps(message.arg.remove.start, message.arg.remove.end) ? Change::unmapped : Change::none;
-      case UFFD_EVENT_REMOVE:
-        settled_at_.store((clock_.now() + options_.settle).time_since_epoch().count(), std::memory_order_release);
+      case UFFD_EVENT_REMOVE: {
+        const std::uint64_t from = std::max<std::uint64_t>(start_, message.arg.remove.start);
+        const std::uint64_t to = std::min<std::uint64_t>(start_ + length_, message.arg.remove.end);
+        if (from < to) discards_.add(from, to, marked_, clock_.now());
         return Change::discarded;
+      }
       case UFFD_EVENT_REMAP:
         moved_to_.store(message.arg.remap.to, std::memory_order_relaxed);
         moved_length_.store(message.arg.remap.len, std::memory_order_release);
@@ -130,9 +187,10 @@ class UserfaultWatch final : public Watch {
   std::uint64_t start_;
   std::uint64_t length_;
   const Clock& clock_;
-  UserfaultOptions options_;
-  std::atomic<Duration::rep> settled_at_{0};  // written by acknowledge(), read by arm()
-  std::atomic<std::uint64_t> moved_to_{0};    // published by moved_length_
+  Duration settle_;
+  Discards discards_;
+  bool marked_ = false;                     // acknowledge()
+  std::atomic<std::uint64_t> moved_to_{0};  // published by moved_length_
   std::atomic<std::uint64_t> moved_length_{0};
 };
 

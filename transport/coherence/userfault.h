@@ -11,9 +11,11 @@
 namespace rbt::transport::coherence {
 
 struct UserfaultOptions {
-  /// After madvise() was acknowledged it still has to drop the pages, and nothing says when it has. arm() refuses
-  /// (`in_use`) for this long.
+  /// After madvise() was acknowledged it still has to drop the pages. arm() refuses (`in_use`) for this long, and, where
+  /// pages can be marked (page_marks.h), while a page that was there before still is: at most kSettleMax times as long.
+  /// 0: for an owner that restores only when its own madvise() has returned.
   Duration settle = std::chrono::milliseconds(100);
+  static constexpr int kSettleMax = 10;
 };
 
 /// Watches the pages of [memory.data, memory.data + memory.size), rounded out to whole pages. Heard of: munmap, mmap
