@@ -1,161 +1,23 @@
-// The table of what changes pages under a registration, on a device: peers' RDMA WRITEs and READs over a pair of queue
-// pairs that is connected to itself.
+// The table of what changes pages under a registration (docs/coherence.md), on a device.
 
-#include <infiniband/verbs.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
-#include <array>
-#include <catch2/catch.hpp>
-#include <cerrno>
 #include <cstdlib>
-#include <cstring>
+#include <fstream>
 
+#include "tests/softroce/loopback_domain.h"
+#include "tests/softroce/process.h"
 #include "tests/unit/coherence_table.h"
+#include "transport/memory/registered_memory.h"
 
 using namespace rbt;
 using namespace rbt::test;
 using namespace rbt::transport;
+using namespace rbt::transport::coherence;
 
 namespace {
-
-class VerbsRegion final : public MemoryRegion {
- public:
-  VerbsRegion(const MemorySpan& memory, ibv_mr* region)
-      : MemoryRegion(memory, region->lkey, region->rkey), region_(region) {}
-  ~VerbsRegion() override { CHECK(ibv_dereg_mr(region_) == 0); }
-
- private:
-  ibv_mr* region_;
-};
-
-/// The first device, and two queue pairs on it. A protection error costs both: then they are made anew.
-class LoopbackDomain final : public AdapterDomain {
- public:
-  LoopbackDomain() {
-    int count = 0;
-    ibv_device** const devices = ibv_get_device_list(&count);
-    REQUIRE(count > 0);
-    context_ = ibv_open_device(devices[0]);
-    ibv_free_device_list(devices);
-    REQUIRE(context_ != nullptr);
-    domain_ = ibv_alloc_pd(context_);
-    completions_ = ibv_create_cq(context_, 16, nullptr, nullptr, 0);
-    REQUIRE((domain_ != nullptr && completions_ != nullptr));
-    const int local = IBV_ACCESS_LOCAL_WRITE;  // an int: ibv_reg_mr is a macro, and clang minds its mixed enumerations
-    scratch_region_ = ibv_reg_mr(domain_, scratch_.data(), scratch_.size(), local);
-    REQUIRE(scratch_region_ != nullptr);
-    find_gid();
-    connect();
-  }
-  ~LoopbackDomain() override {
-    for (ibv_qp* pair : pairs_)
-      ibv_destroy_qp(pair);
-    ibv_dereg_mr(scratch_region_);
-    ibv_destroy_cq(completions_);
-    ibv_dealloc_pd(domain_);
-    ibv_close_device(context_);
-  }
-  Result<std::unique_ptr<MemoryRegion>> register_memory(const MemorySpan& memory, RemoteAccess) override {
-    const int access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE;
-    ibv_mr* const region = ibv_reg_mr(domain_, memory.data, memory.size, access);
-    if (region == nullptr) return errno_failure(errno, "ibv_reg_mr");
-    memory_ = memory.data;
-    rkey_ = region->rkey;
-    return std::make_unique<VerbsRegion>(memory, region);
-  }
-  std::string_view name() const noexcept override { return "verbs"; }
-  [[nodiscard]] bool write(std::size_t offset, const std::string& text) override {
-    std::memcpy(scratch_.data(), text.data(), text.size());
-    return move(IBV_WR_RDMA_WRITE, offset, text.size());
-  }
-  [[nodiscard]] std::string read(std::size_t offset, std::size_t size) override {
-    return move(IBV_WR_RDMA_READ, offset, size) ? std::string(scratch_.data(), size) : std::string();
-  }
-
- private:
-  void find_gid() {
-    ibv_port_attr port{};
-    REQUIRE(ibv_query_port(context_, 1, &port) == 0);
-    mtu_ = port.active_mtu;
-    for (gid_index_ = 0; gid_index_ < port.gid_tbl_len; ++gid_index_) {  // the IPv4 one: ::ffff:a.b.c.d
-      if (ibv_query_gid(context_, 1, gid_index_, &gid_) == 0 && gid_.raw[10] == 0xff && gid_.raw[11] == 0xff) return;
-    }
-    FAIL("the device has no IPv4 address");
-  }
-  void connect() {
-    for (ibv_qp*& pair : pairs_) {
-      if (pair != nullptr) ibv_destroy_qp(pair);
-      ibv_qp_init_attr wish{};
-      wish.send_cq = wish.recv_cq = completions_;
-      wish.qp_type = IBV_QPT_RC;
-      wish.cap = {4, 4, 1, 1, 0};
-      pair = ibv_create_qp(domain_, &wish);
-      REQUIRE(pair != nullptr);
-    }
-    for (std::size_t i = 0; i < 2; ++i)
-      raise(pairs_[i], pairs_[1 - i]->qp_num);
-  }
-  void raise(ibv_qp* pair, std::uint32_t peer) {
-    ibv_qp_attr to{};
-    to.qp_state = IBV_QPS_INIT;
-    to.port_num = 1;
-    to.qp_access_flags = IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE;
-    REQUIRE(ibv_modify_qp(pair, &to, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS) == 0);
-    to = {};
-    to.qp_state = IBV_QPS_RTR;
-    to.path_mtu = mtu_;
-    to.dest_qp_num = peer;
-    to.max_dest_rd_atomic = 1;
-    to.min_rnr_timer = 12;
-    to.ah_attr.is_global = 1;
-    to.ah_attr.grh.dgid = gid_;
-    to.ah_attr.grh.sgid_index = static_cast<std::uint8_t>(gid_index_);
-    to.ah_attr.grh.hop_limit = 64;
-    to.ah_attr.port_num = 1;
-    REQUIRE(ibv_modify_qp(pair, &to,
-                          IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
-                              IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER) == 0);
-    to = {};
-    to.qp_state = IBV_QPS_RTS;
-    to.timeout = 14;
-    to.retry_cnt = 6;
-    to.rnr_retry = 6;
-    to.max_rd_atomic = 1;
-    REQUIRE(ibv_modify_qp(pair, &to,
-                          IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
-                              IBV_QP_MAX_QP_RD_ATOMIC) == 0);
-  }
-  /// True: the completion says success.
-  bool move(ibv_wr_opcode opcode, std::size_t offset, std::size_t size) {
-    ibv_sge local{reinterpret_cast<std::uint64_t>(scratch_.data()), static_cast<std::uint32_t>(size),
-                  scratch_region_->lkey};
-    ibv_send_wr request{}, *bad = nullptr;
-    request.sg_list = &local;
-    request.num_sge = 1;
-    request.opcode = opcode;
-    request.send_flags = IBV_SEND_SIGNALED;
-    request.wr.rdma.remote_addr = reinterpret_cast<std::uint64_t>(memory_ + offset);
-    request.wr.rdma.rkey = rkey_;
-    REQUIRE(ibv_post_send(pairs_[0], &request, &bad) == 0);
-    ibv_wc completion{};
-    REQUIRE(within(std::chrono::seconds(20), [&] { return ibv_poll_cq(completions_, 1, &completion) == 1; }));
-    if (completion.status == IBV_WC_SUCCESS) return true;
-    CHECK(completion.status == IBV_WC_REM_ACCESS_ERR);  // an old key; anything else would be a failure of the test
-    connect();
-    return false;
-  }
-
-  ibv_context* context_ = nullptr;
-  ibv_pd* domain_ = nullptr;
-  ibv_cq* completions_ = nullptr;
-  ibv_mr* scratch_region_ = nullptr;
-  std::array<char, 4096> scratch_{};
-  std::array<ibv_qp*, 2> pairs_{};
-  ibv_gid gid_{};
-  int gid_index_ = 0;
-  ibv_mtu mtu_ = IBV_MTU_1024;
-  std::byte* memory_ = nullptr;
-  std::uint32_t rkey_ = 0;
-};
 
 /// Events per row of the table: few in CI, where every machine is emulated; RBT_COHERENCE_ROUNDS says how many otherwise.
 int rounds() {
@@ -163,20 +25,35 @@ int rounds() {
   return wanted == nullptr ? 10 : std::atoi(wanted);
 }
 
+void reserve_huge_pages() {
+  std::ofstream("/proc/sys/vm/nr_hugepages") << 8;
+}
+
 }  // namespace
 
 TEST_CASE("Without the loop the device goes on with orphaned pages, and completions say success") {
+  reserve_huge_pages();
   LoopbackDomain domain;
-  for (const StaleCase& one : stale_cases())
+  for (const PageChange& one : stale_changes())
     claim_stale(one, domain);
 }
 
 TEST_CASE("With the loop nobody uses the old pages, old keys are refused, and a later use has the new pages") {
   const SystemClock clock;
   const auto monitor = start_monitor(clock);
+  reserve_huge_pages();
   LoopbackDomain domain;
-  for (const StaleCase& one : stale_cases())
+  for (const PageChange& one : stale_changes())
     claim_coherent(one, domain, *monitor, clock, rounds());
+}
+
+TEST_CASE("What leaves the pages in place leaves the device with them, with the loop and without") {
+  const SystemClock clock;
+  const auto monitor = start_monitor(clock);
+  reserve_huge_pages();
+  LoopbackDomain domain;
+  for (const PageChange& one : harmless_changes())
+    claim_harmless(one, domain, *monitor, clock);
 }
 
 TEST_CASE("Without a lease, whoever truncates a mapped file leaves the device with orphaned pages") {
@@ -193,9 +70,109 @@ TEST_CASE("With a lease, whoever truncates or opens the file waits for the fence
   claim_coherent_file(domain, *monitor, rounds());
 }
 
-TEST_CASE("A hole that is punched through a descriptor is seen by nobody; a sealed memfd cannot be punched") {
+TEST_CASE("What is done through a descriptor is seen by nobody") {
+  const SystemClock clock;
+  const auto monitor = start_monitor(clock);
+  reserve_huge_pages();
+  LoopbackDomain domain;
+  for (const PageChange& one : unseen_changes())
+    claim_unseen(one, domain, *monitor, clock);
+}
+
+// --- The page cache, which can be registered for reading only. rbt never does --------------------------------------------
+
+namespace {
+
+/// A mapped file on ext4.
+struct CachedFile {
+  CachedFile() {
+    shell(
+        "mkdir -p /tmp/ext4 && truncate -s 32M /tmp/ext4.image && mkfs.ext4 -q -F /tmp/ext4.image && "
+        "mount -o loop /tmp/ext4.image /tmp/ext4 && head -c 65536 /dev/zero | tr '\\0' . >/tmp/ext4/file");
+    fd = ::open("/tmp/ext4/file", O_RDWR | O_CLOEXEC);
+    REQUIRE(fd >= 0);
+    void* const at = ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    REQUIRE(at != MAP_FAILED);
+    data = static_cast<std::byte*>(at);
+  }
+  ~CachedFile() {
+    ::munmap(data, kSize);
+    ::close(fd);
+    shell("umount /tmp/ext4 && rm /tmp/ext4.image");
+  }
+  [[nodiscard]] MemorySpan span() const { return {.data = data, .size = kSize}; }
+  void say(const char* text) const { std::memcpy(data, text, 4); }
+  int fd = -1;
+  std::byte* data = nullptr;
+};
+
+/// Past the page cache, which lets go of its pages for it.
+void write_directly(const CachedFile& file) {
+  alignas(4096) static std::array<char, 4096> block{};
+  block.fill('d');
+  const int direct = ::open("/tmp/ext4/file", O_WRONLY | O_DIRECT | O_CLOEXEC);
+  REQUIRE(::pwrite(direct, block.data(), block.size(), 0) == static_cast<ssize_t>(block.size()));
+  ::close(direct);
+  REQUIRE(std::memcmp(file.data, "dddd", 4) == 0);
+}
+
+}  // namespace
+
+TEST_CASE("A file on ext4 cannot be registered for writing; for reading it can, and is watched like other memory") {
   const SystemClock clock;
   const auto monitor = start_monitor(clock);
   LoopbackDomain domain;
-  claim_unseen(domain, *monitor, clock);
+  const CachedFile file;
+  RegisteredMemory writable(file.span(), RemoteAccess::read_write);
+  CHECK_FALSE(writable.ensure(domain));
+  RegisteredMemory memory(file.span(), RemoteAccess::read);
+  REQUIRE(memory.ensure(domain));
+  file.say("here");
+  REQUIRE(domain.read(0, 4) == "here");
+  REQUIRE(::madvise(file.data, kSize, MADV_REMOVE) == 0);
+  file.say("mine");
+  const std::string read = domain.read(0, 4);
+  CHECK((read.size() == 4 && read != "mine"));  // stale, and success
+
+  MemoryRegistration registration(memory);
+  const auto region = watched(*monitor, registration, file.span(), clock, {});
+  REQUIRE(region->restore());
+  for (int round = 0; round < rounds(); ++round) {
+    INFO("round " << round);
+    file.say("here");
+    REQUIRE(domain.read(0, 4) == "here");
+    REQUIRE(::madvise(file.data, kSize, MADV_REMOVE) == 0);
+    CHECK_FALSE(memory.keys(domain));
+    REQUIRE(within(std::chrono::seconds(5), [&] { return region->restore().has_value(); }));
+    file.say("mine");
+    CHECK(domain.read(0, 4) == "mine");
+  }
+  CHECK(region->counters().last_change == Change::discarded);
+  CHECK(region->counters().blocked_max < std::chrono::seconds(1));
+}
+
+TEST_CASE(
+    "What is done to a file on ext4 by others: direct writes and holes leave the device with stale pages, unseen") {
+  LoopbackDomain domain;
+  const CachedFile file;
+  RegisteredMemory memory(file.span(), RemoteAccess::read);
+  const auto stale = [&](const std::function<void()>& change) {
+    memory.fence();
+    REQUIRE((memory.ensure(domain) && memory.restore()));
+    file.say("here");
+    REQUIRE(domain.read(0, 4) == "here");
+    change();
+    file.say("mine");
+    const std::string read = domain.read(0, 4);
+    REQUIRE(read.size() == 4);
+    return read != "mine";
+  };
+  CHECK(stale([&] { write_directly(file); }));
+  CHECK(stale([&] { REQUIRE(::fallocate(file.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, kSize) == 0); }));
+  CHECK(stale([&] { REQUIRE((::ftruncate(file.fd, 0) == 0 && ::ftruncate(file.fd, kSize) == 0)); }));
+  CHECK_FALSE(stale([] { shell("printf other 1<>/tmp/ext4/file"); }));
+  CHECK_FALSE(stale([&] { REQUIRE(::posix_fadvise(file.fd, 0, 0, POSIX_FADV_DONTNEED) == 0); }));
+  CHECK_FALSE(stale([] { shell("sync; echo 3 >/proc/sys/vm/drop_caches"); }));
+  CHECK_FALSE(stale([] { shell("cp /tmp/ext4/file /tmp/ext4/new && mv /tmp/ext4/new /tmp/ext4/file"); }));
+  CHECK_FALSE(stale([] { shell("rm /tmp/ext4/file"); }));
 }

@@ -25,20 +25,32 @@ void map_anew(Mapping& mapping) {
   (void)mapping.map(mapping.data, kSize, MAP_FIXED);
 }
 
+/// Huge pages must be reserved by root, which is for the rig.
+template <typename Claim>
+void each(const std::vector<PageChange>& changes, Claim&& claim) {
+  for (const PageChange& one : changes)
+    if (one.kind != Kind::hugetlb) claim(one);
+}
+
 }  // namespace
 
 TEST_CASE("Without the loop the adapter goes on with orphaned pages, and says success") {
   PinningDomain domain;
-  for (const StaleCase& one : stale_cases())
-    claim_stale(one, domain);
+  each(stale_changes(), [&](const PageChange& one) { claim_stale(one, domain); });
 }
 
 TEST_CASE("With the loop nobody uses the old pages, and a later use has the new ones") {
   const SystemClock clock;
   const auto monitor = start_monitor(clock);
   PinningDomain domain;
-  for (const StaleCase& one : stale_cases())
-    claim_coherent(one, domain, *monitor, clock, 20);
+  each(stale_changes(), [&](const PageChange& one) { claim_coherent(one, domain, *monitor, clock, 20); });
+}
+
+TEST_CASE("What leaves the pages in place leaves the adapter with them, with the loop and without") {
+  const SystemClock clock;
+  const auto monitor = start_monitor(clock);
+  PinningDomain domain;
+  each(harmless_changes(), [&](const PageChange& one) { claim_harmless(one, domain, *monitor, clock); });
 }
 
 TEST_CASE("Memory that is not mapped any more is a clear error, and is used again when it is mapped") {
@@ -75,6 +87,51 @@ TEST_CASE("Pages that were discarded a moment ago are not registered yet") {
   const auto restored = region->restore();
   REQUIRE_FALSE(restored);
   CHECK(restored.error().kind() == ErrorKind::in_use);
+}
+
+namespace {
+
+/// madvise() by another thread, up to its return.
+void advise(Watch& watch, const Mapping& mapping, int advice) {
+  std::thread changer([&] {
+    if (::madvise(mapping.data + 4096, 4096, advice) != 0) std::abort();
+  });
+  CHECK(within(30s, [&] { return watch.changing(); }));
+  CHECK(watch.acknowledge() == Change::discarded);
+  changer.join();
+}
+
+}  // namespace
+
+// MADV_FREE announces that it discards and leaves the pages: as a madvise() does whose thread does not get to run.
+TEST_CASE("Pages that were to be discarded and are still there are not registered, up to a bound") {
+  ManualClock clock;
+  Mapping mapping(Kind::anonymous);
+  auto watch = make_userfault_watch(mapping.span(), clock, {.settle = 100ms}).value();
+  REQUIRE(watch->arm());
+  advise(*watch, mapping, MADV_FREE);
+  clock.advance(99ms);
+  CHECK_FALSE(watch->arm());
+  clock.advance(1ms);
+  const bool marks = !watch->arm();
+  if (!marks) WARN("this kernel has no PAGEMAP_SCAN: only the time counts");
+  SECTION("which are gone later") {
+    advise(*watch, mapping, MADV_DONTNEED);
+    clock.advance(99ms);
+    CHECK_FALSE(watch->arm());
+    clock.advance(1ms);
+    CHECK(watch->arm());
+  }
+  SECTION("which are written to") {
+    mapping.data[4096] = std::byte{1};
+    CHECK(watch->arm());
+  }
+  SECTION("which stay") {
+    clock.advance(899ms);
+    CHECK(watch->arm().has_value() == !marks);
+    clock.advance(1ms);
+    CHECK(watch->arm());
+  }
 }
 
 TEST_CASE("A page is watched once") {
@@ -192,11 +249,15 @@ TEST_CASE("With a lease, whoever truncates or opens the file waits for the fence
   claim_coherent_file(domain, *monitor, 15);
 }
 
-TEST_CASE("A hole that is punched through a descriptor is seen by nobody; a sealed memfd cannot be punched") {
+TEST_CASE("What is done through a descriptor is seen by nobody") {
   const SystemClock clock;
   const auto monitor = start_monitor(clock);
   PinningDomain domain;
-  claim_unseen(domain, *monitor, clock);
+  each(unseen_changes(), [&](const PageChange& one) { claim_unseen(one, domain, *monitor, clock); });
+}
+
+TEST_CASE("Nobody can punch, truncate or map for writing what is sealed") {
+  claim_sealed();
 }
 
 TEST_CASE("While somebody has the file open there is no registration, and there is one when they have closed it") {

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
@@ -17,74 +18,6 @@ using namespace rbt::transport::coherence;
 using namespace std::chrono_literals;
 
 namespace rbt::test {
-
-Mapping::Mapping(Kind kind_of_memory) : kind(kind_of_memory) {
-  if (kind == Kind::memfd) {
-    fd = ::memfd_create("mapped", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    REQUIRE(::ftruncate(fd, kSize) == 0);
-  }
-  data = map(nullptr, kSize, 0);
-  std::memset(data, '.', kSize);
-}
-
-Mapping::~Mapping() {
-  ::munmap(data, kSize);
-  if (fd >= 0) ::close(fd);
-}
-
-std::byte* Mapping::map(void* at, std::size_t size, int flags) {
-  void* const p = kind == Kind::memfd
-                      ? ::mmap(at, size, PROT_READ | PROT_WRITE, MAP_SHARED | flags, fd, 0)
-                      : ::mmap(at, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
-  REQUIRE(p != MAP_FAILED);
-  return static_cast<std::byte*>(p);
-}
-
-namespace {
-
-void munmap_and_map(Mapping& m) {
-  CHECK(::munmap(m.data, kSize) == 0);
-  (void)m.map(m.data, kSize, MAP_FIXED);
-}
-void munmap_part_and_map(Mapping& m) {
-  CHECK(::munmap(m.data, kSize / 2) == 0);
-  (void)m.map(m.data, kSize / 2, MAP_FIXED);
-}
-void map_over(Mapping& m) {
-  (void)m.map(m.data, kSize, MAP_FIXED);
-}
-void shrink_and_map(Mapping& m) {
-  CHECK(::mremap(m.data, kSize, 4096, 0) == m.data);
-  (void)m.map(m.data + 4096, kSize - 4096, MAP_FIXED);
-}
-void discard(Mapping& m) {
-  CHECK(::madvise(m.data, kSize, MADV_DONTNEED) == 0);
-}
-void remove(Mapping& m) {
-  CHECK(::madvise(m.data, kSize, MADV_REMOVE) == 0);
-}
-void move_and_map(Mapping& m) {
-  void* const to = ::mmap(nullptr, kSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  CHECK(::mremap(m.data, kSize, kSize, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to);
-  (void)m.map(m.data, kSize, MAP_FIXED);
-  ::munmap(to, kSize);
-}
-
-}  // namespace
-
-const std::vector<StaleCase>& stale_cases() {
-  static const std::vector<StaleCase> cases{
-      {"munmap, and the same address mapped again", Kind::anonymous, Change::unmapped, 0, munmap_and_map},
-      {"munmap of a part, and that part mapped again", Kind::anonymous, Change::unmapped, 0, munmap_part_and_map},
-      {"mremap that shrinks, and the same address mapped again", Kind::anonymous, Change::unmapped, 8192,
-       shrink_and_map},
-      {"mmap(MAP_FIXED) over it", Kind::anonymous, Change::unmapped, 0, map_over},
-      {"madvise(MADV_DONTNEED)", Kind::anonymous, Change::discarded, 0, discard},
-      {"madvise(MADV_REMOVE) of a memfd", Kind::memfd, Change::discarded, 0, remove},
-      {"mremap elsewhere, and the old address mapped again", Kind::anonymous, Change::moved, 0, move_and_map},
-  };
-  return cases;
-}
 
 void Silent::on_region_overdue(Use&) {
   overdue = true;
@@ -124,7 +57,7 @@ void tell(const char* what, const RegionCounters& counters) {
 }
 }  // namespace
 
-void claim_stale(const StaleCase& one, AdapterDomain& domain) {
+void claim_stale(const PageChange& one, AdapterDomain& domain) {
   INFO(one.what);
   Mapping mapping(one.kind);
   RegisteredMemory memory(mapping.span(), RemoteAccess::read_write);
@@ -139,7 +72,7 @@ void claim_stale(const StaleCase& one, AdapterDomain& domain) {
   CHECK((read.size() == 4 && read != "mine"));  // success, too
 }
 
-void claim_coherent(const StaleCase& one, AdapterDomain& domain, Monitor& monitor, const Clock& clock, int rounds) {
+void claim_coherent(const PageChange& one, AdapterDomain& domain, Monitor& monitor, const Clock& clock, int rounds) {
   INFO(one.what);
   Mapping mapping(one.kind);
   RegisteredMemory memory(mapping.span(), RemoteAccess::read_write);
@@ -260,22 +193,62 @@ void claim_coherent_file(AdapterDomain& domain, Monitor& monitor, int rounds) {
   tell("others who truncate, write and read the file", file.region->counters());
 }
 
-void claim_unseen(AdapterDomain& domain, Monitor& monitor, const Clock& clock) {
-  Mapping mapping(Kind::memfd);
+void claim_harmless(const PageChange& one, AdapterDomain& domain, Monitor& monitor, const Clock& clock) {
+  INFO(one.what);
+  Mapping mapping(one.kind);
+  RegisteredMemory memory(mapping.span(), RemoteAccess::read_write);
+  MemoryRegistration registration(memory);
+  REQUIRE(memory.ensure(domain));
+  for (const bool with_loop : {false, true}) {
+    INFO("with the loop: " << with_loop);
+    const auto region = with_loop ? watched(monitor, registration, mapping.span(), clock, 0s) : nullptr;
+    Silent silent;
+    User user(silent);
+    std::optional<Use> use;
+    if (with_loop) {
+      REQUIRE(region->restore());
+      use.emplace(*region, user);
+    }
+    const Pass pass = use ? use->enter() : Pass{};
+    REQUIRE(domain.write(one.offset, "before"));
+    REQUIRE(mapping.text(one.offset, 6) == "before");
+    if (use) REQUIRE(use->leave(pass) == Passage::clean);
+    one.change(mapping);
+    if (with_loop && one.seen != Change::none) REQUIRE(within(5s, [&] { return region->restore().has_value(); }));
+    std::memcpy(mapping.data + one.offset + 100, "mine", 4);
+    CHECK(domain.read(one.offset + 100, 4) == "mine");
+    CHECK(domain.write(one.offset, "kept"));
+    CHECK(mapping.text(one.offset, 4) == "kept");
+    if (!with_loop) continue;
+    CHECK(region->state() == RegionState::coherent);
+    CHECK((region->counters().events == 0) == (one.seen == Change::none));
+    CHECK(region->counters().last_change == one.seen);
+  }
+}
+
+void claim_unseen(const PageChange& one, AdapterDomain& domain, Monitor& monitor, const Clock& clock) {
+  INFO(one.what);
+  Mapping mapping(one.kind);
   RegisteredMemory memory(mapping.span(), RemoteAccess::read_write);
   MemoryRegistration registration(memory);
   REQUIRE(memory.ensure(domain));
   const auto region = watched(monitor, registration, mapping.span(), clock, 0s);
   REQUIRE(region->restore());
-  REQUIRE(domain.write(0, "before"));
-  REQUIRE(::fallocate(mapping.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, kSize) == 0);
+  REQUIRE(domain.write(one.offset, "before"));
+  one.change(mapping);
   CHECK(region->state() == RegionState::coherent);
   CHECK(region->counters().events == 0);
-  CHECK(domain.write(0, "lost"));
-  CHECK(mapping.text(0, 4) != "lost");
+  CHECK(domain.write(one.offset, "lost"));  // success
+  CHECK(mapping.text(one.offset, 4) != "lost");
+}
+
+void claim_sealed() {
+  const Mapping mapping(Kind::memfd);
   REQUIRE(::fcntl(mapping.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE) == 0);
   CHECK(::fallocate(mapping.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, kSize) == -1);
   CHECK(::ftruncate(mapping.fd, 0) == -1);
+  CHECK(::madvise(mapping.data, kSize, MADV_REMOVE) == -1);
+  CHECK(::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_SHARED, mapping.fd, 0) == MAP_FAILED);
 }
 
 }  // namespace rbt::test

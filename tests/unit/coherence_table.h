@@ -2,8 +2,6 @@
 // What exchanges pages under a registration (the rows of the table in docs/coherence.md), and what an adapter then does:
 // first without the loop, then with it. Runs over io_uring's registered buffers natively and over rdma_rxe in the rig.
 
-#include <sys/mman.h>
-
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -11,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/unit/page_changes.h"
 #include "transport/coherence/monitor.h"
 #include "transport/memory_region.h"
 
@@ -25,39 +24,10 @@ class AdapterDomain : public transport::ProtectionDomain {
   [[nodiscard]] virtual std::string read(std::size_t offset, std::size_t size) = 0;
 };
 
-inline constexpr std::size_t kSize = std::size_t{16} * 4096;
-
-enum class Kind { anonymous, memfd };
-
-/// Memory that is mapped at one address all the time, by whatever.
-struct Mapping {
-  explicit Mapping(Kind kind_of_memory);
-  ~Mapping();
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-  std::byte* map(void* at, std::size_t size, int flags);
-  [[nodiscard]] transport::MemorySpan span() const { return {.data = data, .size = kSize, .fd = fd}; }
-  [[nodiscard]] std::string text(std::size_t offset, std::size_t size) const {
-    return {reinterpret_cast<const char*>(data + offset), size};
-  }
-  Kind kind;
-  int fd = -1;
-  std::byte* data = nullptr;
-};
-
-struct StaleCase {
-  const char* what;
-  Kind kind;
-  transport::coherence::Change seen;
-  std::size_t offset;  ///< of a page that is exchanged
-  void (*change)(Mapping&);
-};
-[[nodiscard]] const std::vector<StaleCase>& stale_cases();
-
 /// Without the loop: the adapter goes on with orphaned pages both ways, and says success.
-void claim_stale(const StaleCase& one, AdapterDomain& domain);
+void claim_stale(const PageChange& one, AdapterDomain& domain);
 /// With it: no request begins, the old registration is gone, and a later use has the new pages.
-void claim_coherent(const StaleCase& one, AdapterDomain& domain, transport::coherence::Monitor& monitor,
+void claim_coherent(const PageChange& one, AdapterDomain& domain, transport::coherence::Monitor& monitor,
                     const Clock& clock, int rounds);
 
 /// A file in /dev/shm, mapped and registered, as a store would have it.
@@ -83,8 +53,14 @@ struct LeasedFile {
 /// Others who truncate and rewrite the file, without and with a lease.
 void claim_stale_file(AdapterDomain& domain, transport::coherence::Monitor& monitor);
 void claim_coherent_file(AdapterDomain& domain, transport::coherence::Monitor& monitor, int rounds);
-/// What no source sees: stale with the loop, too, and not heard of; sealing the memfd makes it impossible.
-void claim_unseen(AdapterDomain& domain, transport::coherence::Monitor& monitor, const Clock& clock);
+/// The adapter's pages stay the memory's: without the loop, and with it, which hears of it or not.
+void claim_harmless(const PageChange& one, AdapterDomain& domain, transport::coherence::Monitor& monitor,
+                    const Clock& clock);
+/// What no source sees: stale with the loop, too, and not heard of.
+void claim_unseen(const PageChange& one, AdapterDomain& domain, transport::coherence::Monitor& monitor,
+                  const Clock& clock);
+/// None of that can be done to a memfd that is sealed as rbt seals its own.
+void claim_sealed();
 
 /// Hears whether it was told to close its connections.
 struct Silent final : transport::coherence::UserHandler {
