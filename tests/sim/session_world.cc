@@ -52,7 +52,7 @@ SessionWorld::SessionWorld(std::uint64_t seed, Logger& logger)
   const char* const spec = seed % 4 == 0 ? "ram:size=4MiB,block=4096" : "ram:size=4MiB,block=512";
   auto store = target::make_store(spec, {.clock = network_.clock(), .random = random_, .logger = logger});
   check(store.has_value() && target_->add_namespace(nqn, std::move(*store)).has_value(), "the namespace is new");
-  uri_ = Uri::parse(std::string("nvme+sim://target/") + kNqn + "/1").value();
+  uri_ = Uri::parse(fmt::format("nvme+sim://target/{}/1", kNqn)).value();
   check(target_->listen(network_.fabric("target"), uri_).has_value() && target_->start().has_value(),
         "the target listens");
 
