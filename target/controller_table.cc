@@ -17,7 +17,7 @@ Controller* ControllerTable::create(const Factory& factory, const ConnectionRef&
   do {
     last_ = last_ >= nvme::kCntlidMax.value() ? std::uint16_t{1} : static_cast<std::uint16_t>(last_ + 1);
   } while (entries_.contains(Cntlid(last_)));
-  Entry entry{factory(Cntlid(last_)), {{Qid(0), admin_queue}}, false};
+  Entry entry{factory(Cntlid(last_)), {{Qid(0), admin_queue}}, ++associations_, false};
   Controller* const controller = entry.controller.get();
   entries_.emplace(Cntlid(last_), std::move(entry));
   return controller;
@@ -66,6 +66,29 @@ std::vector<ConnectionRef> ControllerTable::close(Controller& controller) {
     entries_.at(controller.identity().cntlid).closing = true;
   }
   return io_queues(controller);
+}
+
+std::uint64_t ControllerTable::association(const Controller& controller) const {
+  const std::lock_guard lock(mutex_);
+  return entries_.at(controller.identity().cntlid).association;
+}
+
+std::optional<std::vector<ConnectionRef>> ControllerTable::fence(std::uint64_t association, const Controller& asking) {
+  const std::lock_guard lock(mutex_);
+  const auto found = std::find_if(entries_.begin(), entries_.end(),
+                                  [&](const auto& each) { return each.second.association == association; });
+  std::vector<ConnectionRef> queues;
+  if (found == entries_.end()) return queues;
+  Entry& entry = found->second;
+  const Controller::Identity& mine = asking.identity();
+  const Controller::Identity& other = entry.controller->identity();
+  if (entry.controller.get() == &asking || &entry.controller->subsystem() != &asking.subsystem() ||
+      other.host_nqn != mine.host_nqn || other.host_id != mine.host_id)
+    return std::nullopt;
+  entry.closing = true;
+  for (const Queue& each : entry.queues)
+    queues.push_back(each.connection);
+  return queues;
 }
 
 std::vector<ConnectionRef> ControllerTable::io_queues(Controller& controller) const {

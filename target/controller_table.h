@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "common/nvme/fabrics.h"
@@ -40,6 +41,12 @@ class ControllerTable {
 
   /// No queue can be attached any more. Returns the I/O queues that have to go.
   [[nodiscard]] std::vector<ConnectionRef> close(Controller& controller);
+  /// Which association with this target the controller stands for: counted from 1, never used again.
+  [[nodiscard]] std::uint64_t association(const Controller& controller) const;
+  /// No queue can be attached to that controller any more. Returns the queues that are left of it, which have to go, in
+  /// which no command can be carried out any more once there are none; nothing if it is not of the same host (NQN and
+  /// identifier) and subsystem as `asking`, or `asking` itself.
+  [[nodiscard]] std::optional<std::vector<ConnectionRef>> fence(std::uint64_t association, const Controller& asking);
   [[nodiscard]] std::vector<ConnectionRef> io_queues(Controller& controller) const;
   [[nodiscard]] std::size_t io_queue_count(const Controller& controller) const;
   [[nodiscard]] bool contains(Cntlid cntlid) const;
@@ -53,11 +60,13 @@ class ControllerTable {
   struct Entry {
     std::unique_ptr<Controller> controller;
     std::vector<Queue> queues;
+    std::uint64_t association = 0;
     bool closing = false;
   };
   mutable std::mutex mutex_;
   std::map<Cntlid, Entry> entries_;  // guarded by mutex_
   std::uint16_t last_ = 0;           // guarded by mutex_
+  std::uint64_t associations_ = 0;   // guarded by mutex_
 };
 
 }  // namespace rbt::target

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "common/nvme/recovery.h"
 #include "common/uri.h"
 #include "target/controller_table.h"
 #include "target/namespaces.h"
@@ -50,6 +51,7 @@ struct Core {
   const Clock& clock;
   Logger& logger;
   const TargetLimits limits;
+  nvme::InstanceId instance{};                         ///< this target, for as long as it runs
   std::vector<std::unique_ptr<Subsystem>> subsystems;  ///< the first is the discovery subsystem
   std::vector<ListenAddress> addresses;
   Namespaces namespaces{*this};  ///< thread-safe; outlives the reactors' ways into the stores

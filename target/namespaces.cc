@@ -68,7 +68,7 @@ Result<Namespaces::Entry*> Namespaces::reserve(const Subsystem& subsystem, std::
                    fmt::format("NSID {}, allowed are 1 to {}", nsid->value(), Subsystem::kNsidMax));
   auto& entry = entries_[{subsystem.index(), *nsid}];
   if (entry != nullptr) return failure(ErrorKind::in_use, fmt::format("NSID {} is taken", nsid->value()));
-  entry = std::make_unique<Entry>(*this, *nsid, subsystem, std::move(store), core_.reactors.size());
+  entry = std::make_unique<Entry>(*this, *nsid, subsystem, std::move(store), core_.reactors.size(), ++openings_);
   by_identity_.emplace(entry->ns.identity(), &entry->ns);
   return entry.get();
 }

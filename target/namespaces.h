@@ -43,8 +43,9 @@ class Namespaces {
 
   /// A namespace, and the ear at its store.
   struct Entry final : StoreObserver {
-    Entry(Namespaces& owner_, Nsid nsid, const Subsystem& subsystem, std::unique_ptr<Store> store, std::size_t reactors)
-        : owner(owner_), ns(nsid, subsystem, std::move(store), reactors) {
+    Entry(Namespaces& owner_, Nsid nsid, const Subsystem& subsystem, std::unique_ptr<Store> store, std::size_t reactors,
+          std::uint64_t opening)
+        : owner(owner_), ns(nsid, subsystem, std::move(store), reactors, opening) {
       ns.store().observe(this);
     }
     void on_geometry_changed() noexcept override { owner.hear(*this); }
@@ -83,6 +84,7 @@ class Namespaces {
   std::map<Identity, const Namespace*> by_identity_;  // guarded by mutex_
   // By subsystem: every NSID below is taken, so that a thousand additions do not count to a thousand each. Guarded by mutex_.
   std::map<std::size_t, std::uint32_t> taken_below_;
+  std::uint64_t openings_ = 0;           // guarded by mutex_
   std::atomic<std::size_t> leaving_{0};  // statistics
   std::mutex hearing_mutex_;             // taken last: stores speak at any time
   bool hearing_ = false;                 // guarded by hearing_mutex_

@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "common/nvme/recovery.h"
 #include "common/nvme/types.h"
 #include "target/admin/admin.h"
 #include "target/fabrics/fabrics.h"
@@ -50,6 +51,7 @@ constexpr std::array kOperations = {
     admin(AdminOpcode::async_event_request, "Asynchronous Event Request", plan_nothing, async_event_request,
           kEveryController),
     admin(AdminOpcode::keep_alive, "Keep Alive", plan_nothing, keep_alive, kEveryController),
+    admin(nvme::kFenceOpcode, "Fence", plan_nothing, fence, kIoController),
 
     io(IoOpcode::flush, "Flush", plan_flush, flush, kSupported, Repeat::yes),
     io(IoOpcode::write, "Write", plan_write, write, kChangesBlocks),

@@ -26,12 +26,14 @@ NamespaceTotals& NamespaceTotals::operator+=(const NamespaceTotals& totals) noex
   return *this;
 }
 
-Namespace::Namespace(Nsid nsid, const Subsystem& subsystem, std::unique_ptr<Store> store, std::size_t reactors)
+Namespace::Namespace(Nsid nsid, const Subsystem& subsystem, std::unique_ptr<Store> store, std::size_t reactors,
+                     std::uint64_t opening)
     : geometry(store->geometry()),
       nsid_(nsid),
       subsystem_(subsystem),
       store_(std::move(store)),
       reactors_(reactors),
+      opening_(opening),
       counters_(std::make_unique<NamespaceCounters[]>(reactors)) {}
 
 Namespace::~Namespace() {

@@ -41,8 +41,9 @@ struct NamespaceTotals {
 /// way to it (namespace_table.h). Owned by Namespaces (namespaces.h).
 class Namespace {
  public:
-  /// `reactors`: how many will count.
-  Namespace(Nsid nsid, const Subsystem& subsystem, std::unique_ptr<Store> store, std::size_t reactors);
+  /// `reactors`: how many will count. `opening`: of all that the target has ever added, which one this is.
+  Namespace(Nsid nsid, const Subsystem& subsystem, std::unique_ptr<Store> store, std::size_t reactors,
+            std::uint64_t opening);
   ~Namespace();
 
   // Any thread.
@@ -50,6 +51,7 @@ class Namespace {
   [[nodiscard]] const Subsystem& subsystem() const noexcept { return subsystem_; }
   [[nodiscard]] Store& store() const noexcept { return *store_; }
   [[nodiscard]] const Identity& identity() const noexcept { return store_->identity(); }
+  [[nodiscard]] std::uint64_t opening() const noexcept { return opening_; }
   [[nodiscard]] NamespaceCounters& counters(std::size_t reactor) const noexcept { return counters_[reactor]; }
   [[nodiscard]] NamespaceTotals totals() const noexcept;
   /// For messages: "namespace 1 (ram:size=1GiB) of nqn.…".
@@ -65,6 +67,7 @@ class Namespace {
   const Subsystem& subsystem_;
   std::unique_ptr<Store> store_;
   std::size_t reactors_;
+  std::uint64_t opening_;
   std::unique_ptr<NamespaceCounters[]> counters_;
 };
 

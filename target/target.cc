@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "common/nvme/uuid.h"
 #include "target/acceptor.h"
 #include "target/core.h"
 
@@ -92,6 +93,7 @@ Result<std::unique_ptr<Target>> Target::open(const TargetOptions& options) {
     impl->core.reactors.push_back(std::move(*context));
   }
   impl->core.started = options.clock.now();
+  impl->core.instance = nvme::Uuid::generate(options.random).bytes();
   impl->core.subsystems.push_back(
       std::make_unique<Subsystem>(0, Subsystem::Description{.nqn = nvme::Nqn::discovery(),
                                                             .kind = ControllerKind::discovery,

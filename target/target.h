@@ -47,7 +47,8 @@ struct TargetLimits {
 struct TargetOptions {
   const Clock& clock;
   Logger& logger;
-  Random& random;  ///< for serial numbers that are not given; used only by add_subsystem()
+  Random&
+      random;  ///< for serial numbers that are not given and the target's instance; used only by open() and add_subsystem()
   /// Threads of the target's own, each with one reactor. Ignored if `given_reactors` is not empty.
   unsigned reactors = 1;
   transport::ReactorOptions reactor_options = {};

@@ -1,6 +1,7 @@
 #pragma once
 // Admin commands (Base 2.0, 5). What `plan_…` and the others promise: opcodes.h.
 
+#include "common/nvme/admin_command.h"
 #include "target/command.h"
 
 namespace rbt::target {
@@ -22,6 +23,10 @@ namespace rbt::target {
 [[nodiscard]] Step async_event_request(Command& command);
 [[nodiscard]] Step abort_command(Command& command);
 [[nodiscard]] Step keep_alive(Command& command);
+
+/// docs/recovery.md. The log page is one of get_log_page()'s.
+[[nodiscard]] Step recovery_log(Command& command, const nvme::GetLogPage& wanted);
+[[nodiscard]] Step fence(Command& command);
 /// If one is due, the host wants it and a request is held.
 void send_due_event(Controller& controller);
 /// Ends every held Asynchronous Event Request with `status`.

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/nvme/admin_command.h"
+#include "common/nvme/recovery.h"
 #include "common/nvme/text.h"
 #include "common/nvme/types.h"
 #include "target/admin/admin.h"
@@ -132,6 +133,7 @@ Answer find_log(ControllerKind kind, std::uint8_t lid) {
     case NVME_LOG_LID_FW_SLOT: return firmware_log;
     case NVME_LOG_LID_CHANGED_NS: return changed_namespaces;
     case NVME_LOG_LID_CMD_EFFECTS: return effects_log;
+    case nvme::kRecoveryLogId: return recovery_log;
     default: return nullptr;
   }
 }
@@ -145,7 +147,7 @@ Expected<Plan> plan_get_log_page(Command& command) {
   if (find_log(subsystem.kind(), wanted->lid) == nullptr) return refuse(StatusCode::invalid_log_page);
   if (wanted->length.value() > kTransferMax) return refuse(StatusCode::invalid_field);
   if (wanted->lid == NVME_LOG_LID_CMD_EFFECTS && wanted->command_set != 0) return refuse(StatusCode::invalid_field);
-  if (wanted->lid == NVME_LOG_LID_SMART && !of_controller(*wanted) &&
+  if ((wanted->lid == NVME_LOG_LID_SMART || wanted->lid == nvme::kRecoveryLogId) && !of_controller(*wanted) &&
       command.namespaces().find(wanted->nsid) == nullptr)
     return refuse(StatusCode::invalid_namespace);
   return Plan{.memory = Plan::Memory::buffer, .bytes = static_cast<std::uint32_t>(wanted->length.value())};

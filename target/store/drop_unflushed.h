@@ -30,6 +30,8 @@ class DropUnflushed final : public LayerStore {
                                                                      const DropUnflushedOptions& options);
 
   [[nodiscard]] Geometry geometry() const override;
+  /// What it forgets is lost with the process, whatever the store below keeps.
+  [[nodiscard]] Endurance endurance() const override { return {}; }
   [[nodiscard]] Result<void> prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) override;
   [[nodiscard]] Result<std::unique_ptr<StoreQueue>> open_queue(const StoreQueueContext& context) override;
 

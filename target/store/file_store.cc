@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <cerrno>
+#include <fstream>
 #include <utility>
 
+#include "common/nvme/uuid.h"
 #include "target/store/file_queue.h"
 #include "target/store/thread_engine.h"
 #include "target/store/uring_engine.h"
@@ -20,6 +22,15 @@ std::unique_ptr<IoEngineFactory> choose_io(const std::string& spec, Logger& logg
   return std::make_unique<ThreadFactory>();
 }
 
+std::optional<std::array<std::uint8_t, 16>> boot_id() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string text;
+  if (!std::getline(file, text)) return std::nullopt;
+  const auto uuid = nvme::Uuid::parse(text);
+  if (!uuid) return std::nullopt;
+  return uuid->bytes();
+}
+
 constexpr std::uint32_t bit(IoOperation::Kind kind) noexcept {
   return 1U << static_cast<unsigned>(kind);
 }
@@ -28,6 +39,7 @@ constexpr std::uint32_t bit(IoOperation::Kind kind) noexcept {
 
 FileStore::FileStore(std::string spec, FileMedium medium, const StoreEnvironment& environment, ZeroPages zeroes)
     : spec_(std::move(spec)),
+      boot_(boot_id()),
       medium_(std::move(medium)),
       clock_(environment.clock),
       logger_(environment.logger),

@@ -31,6 +31,8 @@ class FileStore final : public Store {
   void observe(StoreObserver* observer) noexcept override { observer_.store(observer, std::memory_order_release); }
   [[nodiscard]] const Identity& identity() const noexcept override { return medium_.identity(); }
   [[nodiscard]] const std::string& spec() const noexcept override { return spec_; }
+  /// The kernel or the device has what was written: it takes the end of the machine's boot to lose it.
+  [[nodiscard]] Endurance endurance() const override { return {.medium = boot_, .losses = 0}; }
   /// The pool's owner has done it.
   [[nodiscard]] Result<void> prepare(transport::ProtectionDomain&, std::uint32_t) override { return {}; }
   [[nodiscard]] Result<std::unique_ptr<StoreQueue>> open_queue(const StoreQueueContext& context) override;
@@ -62,6 +64,7 @@ class FileStore final : public Store {
   [[nodiscard]] std::uint64_t refresh_size() const noexcept;
 
   std::string spec_;
+  std::optional<std::array<std::uint8_t, 16>> boot_;  // none: the kernel does not tell
   FileMedium medium_;
   const Clock& clock_;
   Logger& logger_;

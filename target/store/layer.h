@@ -20,6 +20,7 @@ class LayerStore : public Store {
   void observe(StoreObserver* observer) noexcept override { below_->observe(observer); }
   [[nodiscard]] const Identity& identity() const noexcept override { return below_->identity(); }
   [[nodiscard]] const std::string& spec() const noexcept override { return below_->spec(); }
+  [[nodiscard]] Endurance endurance() const override { return below_->endurance(); }
   [[nodiscard]] std::string explain() const override { return below_->explain(); }
   [[nodiscard]] std::vector<std::string> counts() const override { return below_->counts(); }
   [[nodiscard]] Result<void> prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) override {

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -95,6 +96,14 @@ struct Geometry {
   Blocks atomic_write_failing = Blocks(1);
 };
 
+/// How far writes last that were done and not flushed. Equal before and after means: none of them was lost in between.
+struct Endurance {
+  /// Whose end takes them along, if that is more than this opening of the store: the machine's boot for what the kernel
+  /// keeps. None: nobody can tell what the last process, or a server, kept.
+  std::optional<std::array<std::uint8_t, 16>> medium;
+  std::uint64_t losses = 0;  ///< counts what was lost while the store was open
+};
+
 /// Who a namespace is, for good: NGUID and UUID of Identify. The same bytes in both.
 using Identity = std::array<std::byte, 16>;
 
@@ -156,6 +165,7 @@ class Store {
   [[nodiscard]] virtual const Identity& identity() const noexcept = 0;
   /// As given: for messages.
   [[nodiscard]] virtual const std::string& spec() const noexcept = 0;
+  [[nodiscard]] virtual Endurance endurance() const { return {}; }
   /// How it is served, and why not better, for people: a few lines, or nothing.
   [[nodiscard]] virtual std::string explain() const { return {}; }
   /// What it has counted since it was opened, a line each, for people; most stores count nothing. Slow path.
