@@ -25,10 +25,10 @@ class BlockModel {
 
   /// A write that puts `tag` into the block was submitted.
   void begin_write(std::uint64_t block, std::uint64_t tag, Moment now) { writes_[block].push_back({tag, now, kNever}); }
-  /// It succeeded. (One that failed, or whose fate is unknown, never ends: it may land at any time.)
-  void end_write(std::uint64_t block, std::uint64_t tag, Moment now) {
+  /// The one that began at `began` succeeded. (One that failed, or whose fate is unknown, never ends: it may land at any time.)
+  void end_write(std::uint64_t block, std::uint64_t tag, Moment began, Moment now) {
     for (Write& write : writes_[block])
-      if (write.tag == tag && write.ended == kNever) {
+      if (write.tag == tag && write.began == began && write.ended == kNever) {
         write.ended = now;
         break;
       }

@@ -28,10 +28,10 @@ class DurabilityModel {
 
   /// A write that puts `tag` into the block was submitted.
   void begin_write(std::uint64_t block, std::uint64_t tag, Moment now) { writes_[block].push_back({tag, now}); }
-  /// It succeeded. (One that failed, or was never answered, never ends.)
-  void end_write(std::uint64_t block, std::uint64_t tag, Lasts lasts, Moment now) {
+  /// The one that began at `began` succeeded. (One that failed, or was never answered, never ends.)
+  void end_write(std::uint64_t block, std::uint64_t tag, Moment began, Lasts lasts, Moment now) {
     for (Write& write : writes_[block])
-      if (write.tag == tag && write.ended == kNever) {
+      if (write.tag == tag && write.began == began && write.ended == kNever) {
         write.ended = now;
         write.durable = lasts == Lasts::yes;
         write.certain = lasts != Lasts::maybe;

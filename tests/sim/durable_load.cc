@@ -150,7 +150,7 @@ void DurableLoad::finish(Worker& worker) {
   const bool discard = request.operation == Operation::discard;
   const Lasts lasts = discard ? Lasts::maybe : worker.durable || credulous_ ? Lasts::yes : Lasts::no;
   for (std::uint64_t block = worker.range.first.value(); block < worker.range.end().value(); ++block) {
-    model_.end_write(block, worker.tag, lasts, moment_);
+    model_.end_write(block, worker.tag, worker.began, lasts, moment_);
     last_[block] = worker.tag;
   }
 }

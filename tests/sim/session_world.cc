@@ -248,7 +248,7 @@ void SessionWorld::finish(Worker& worker) {
     // A discard may or may not have cleared: like a write of zeroes that never ends.
     if (request.operation == Operation::write || request.operation == Operation::write_zeroes)
       for (std::uint64_t i = 0; i < worker.blocks; ++i)
-        model_->end_write(worker.first.value() + i, worker.tag, moment_);
+        model_->end_write(worker.first.value() + i, worker.tag, worker.began, moment_);
     return;
   }
   ++result_.failed_requests;

@@ -130,14 +130,14 @@ TEST_CASE("The block model allows what could be there, and nothing else") {
   model.begin_write(0, 7, 2);
   CHECK(model.may_read(0, 0, 3));  // not yet, perhaps
   CHECK(model.may_read(0, 7, 3));  // or already
-  model.end_write(0, 7, 4);
+  model.end_write(0, 7, 2, 4);
   CHECK(model.may_read(0, 0, 3));        // that read had begun before
   CHECK_FALSE(model.may_read(0, 0, 5));  // this one not
   CHECK(model.may_read(0, 7, 5));
   CHECK_FALSE(model.may_read(0, 8, 5));  // never written
   model.begin_write(0, 9, 6);            // fails: its fate is unknown
   model.begin_write(0, 10, 7);
-  model.end_write(0, 10, 8);
+  model.end_write(0, 10, 7, 8);
   CHECK(model.may_read(0, 9, 20));  // it may land at any time
   CHECK(model.may_read(0, 10, 20));
   CHECK_FALSE(model.may_read(0, 7, 20));
