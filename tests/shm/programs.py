@@ -288,6 +288,19 @@ def the_programs_explain_themselves():
 
 
 @claim
+def the_doctor_examines_this_machine():
+    table = expect(tool("rbt-connect", "doctor"), 0).stdout
+    findings = json.loads(expect(tool("rbt-connect", "doctor", "-o", "json"), 0).stdout)["findings"]
+    assert {finding["subject"] for finding in findings} >= {"ublk", "nbd", "fuse", "rdma", "memlock", "io_uring", "userfaultfd"}, findings
+    rdma = next(finding for finding in findings if finding["subject"] == "rdma")
+    assert (rdma["verdict"] != "missing") <= os.path.isdir("/sys/class/infiniband"), rdma
+    for finding in findings:
+        assert (finding["verdict"] == "good") == (finding["remedy"] == ""), finding
+        assert finding["seen"] in table and finding["remedy"] in table, finding
+    expect(tool("rbt-connect", "doctor", "me"), 2, "doctor")
+
+
+@claim
 def a_copy_from_a_pipe_that_says_nothing_ends_when_it_is_told_to():
     with folder() as work, Target(work, "ram:size=4MiB") as target:
         copy = subprocess.Popen([TOOLS / "rbt-connect", "copy", "-", target.uri], stdin=subprocess.PIPE, stderr=subprocess.PIPE)

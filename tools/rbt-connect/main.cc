@@ -11,6 +11,7 @@
 #include "tools/program/options.h"
 #include "tools/rbt-connect/copy.h"
 #include "tools/rbt-connect/describe.h"
+#include "tools/rbt-connect/doctor/doctor.h"
 #include "tools/rbt-connect/volume.h"
 
 namespace rbt::tools {
@@ -23,6 +24,7 @@ constexpr std::string_view kUsageText = R"(Usage: rbt-connect VERB [options]
   discover URI     lists the subsystems that the target at URI offers to this host
   info URI         describes the subsystem of URI: controller and namespaces
   copy SRC DST     copies a disk: each a URI of a namespace, a file, a block device, or - (standard input or output)
+  doctor           says what this machine can do for rbt, and what is in the way of the rest
 
 URI: nvme+rdma://HOST[:4420][/NQN[/NSID]] or nvme+shm://[/NQN[/NSID]][?socket=PATH]
 
@@ -62,7 +64,8 @@ struct World {
 po::options_description described() {
   po::options_description options("Options", 110, 60);
   options.add_options()("output,o", po::value<std::string>()->default_value("table")->value_name("FORMAT"),
-                        "table or json")("verify", "copy: read everything back from DST and compare checksums")(
+                        "table or json (discover, info, doctor)")(
+      "verify", "copy: read everything back from DST and compare checksums")(
       "depth", po::value<std::string>()->default_value("8")->value_name("N"),
       "copy: transfers of 1 MiB in flight, 1 to 16")("hostnqn", po::value<std::string>()->value_name("NQN"),
                                                      "who we say we are (default: made from the host ID)")(
@@ -183,9 +186,14 @@ Result<int> perform(const World& world, const std::string& verb, const std::vect
     if (auto fine = expect(2, "SRC DST"); !fine) return failure(std::move(fine.error()));
     return copy_disk(world, arguments[0], arguments[1], interrupt);
   }
-  return failure(
-      ErrorKind::invalid_argument,
-      fmt::format("no verb '{}': there are discover, info and copy; see rbt-connect --help", printable(verb, 40)));
+  if (verb == "doctor") {
+    if (auto fine = expect(0, ""); !fine) return failure(std::move(fine.error()));
+    fmt::print("{}", doctor::describe(doctor::examine(doctor::this_machine()), world.options.format));
+    return kSuccess;
+  }
+  return failure(ErrorKind::invalid_argument,
+                 fmt::format("no verb '{}': there are discover, info, copy and doctor; see rbt-connect --help",
+                             printable(verb, 40)));
 }
 
 int body(const std::vector<std::string>& words) {
