@@ -296,7 +296,8 @@ void Connection::join(Controller& controller, const QueueTerms& terms) {
 
 bool Connection::quiet() const noexcept {
   const bool admin = controller_ != nullptr && terms_.qid == Qid(0);
-  return outstanding_ == (admin ? controller_->held_events().size() : 0);
+  // An answer has arrived when its completion has.
+  return outstanding_ == (admin ? controller_->held_events().size() : 0) && send_credits_.whole();
 }
 
 void Connection::fail(std::string_view reason) {

@@ -367,3 +367,17 @@ TEST_CASE("The host's admin queue takes all its queues along") {
   CHECK_FALSE(other.admin->ended());
   CHECK(rig.get_property(*other.admin, Property::version) == 0x00010400);
 }
+
+TEST_CASE("A target that drains closes a connection when the host has its answers, not when they are on their way") {
+  TargetRig rig;
+  const auto association = rig.associate();
+  RawQueue& io = rig.io_queue(association, Qid(1));
+  rig.network.faults().exhaust_receives("host", std::chrono::milliseconds(100));
+  const auto cid = io.submit(nvme::encode_flush(Nsid(1)));
+  rig.run_for(std::chrono::milliseconds(20));  // carried out, answered, and the answer not taken
+  rig.target->drain(std::chrono::seconds(10));
+  rig.expect([&] { return io.ended(); }, "the connection is closed");
+  const auto answer = io.take(cid);
+  REQUIRE(answer.has_value());
+  CHECK(answer->status().ok());
+}
