@@ -47,7 +47,7 @@ tl::unexpected<Error> problem(ErrorKind kind, const StoreName& name, const std::
 
 std::string_view open_remedy(int error, bool read_only) noexcept {
   switch (error) {
-    case ENOENT: return "make it: truncate -s 10G and its path";
+    case ENOENT: return "make it, for instance with `truncate -s 10G PATH`";
     case EACCES:
     case EPERM: return read_only ? "let this user read it" : "let this user write it, or add ,readonly";
     case EROFS: return "add ,readonly";
@@ -192,7 +192,8 @@ Result<void> FileMedium::measure(const FileOptions& options) {
   }
   const std::uint32_t block = geometry_.block_shift.block_size();
   if (*size == 0)
-    return problem(ErrorKind::invalid_argument, name_, "it is empty: give it a size, truncate -s 10G and its path");
+    return problem(ErrorKind::invalid_argument, name_,
+                   "it is empty: give it a size, for instance with `truncate -s 10G PATH`");
   if (!geometry_.block_shift.is_multiple(*size)) {
     // Rounding down would hide the end of somebody's data, rounding up would make a file longer that we do not own.
     return problem(

@@ -271,6 +271,8 @@ def every_refusal_says_what_where_and_what_now():
         expect(tool("rbt-perf", target.uri, "--rw", "sideways"), 2, "sideways", "randread")
         expect(tool("rbt-perf"), 2, "Usage")
         expect(tool("rbt-target"), 2, "Usage")
+        expect(tool("rbt-target", "--explain", "ram:size=1MiB", "null:size=1MiB"), 2, "'null:size=1MiB'", "the option's name")
+        expect(tool("rbt-perf", target.uri, "another"), 2, "'another'")
         expect(tool("rbt-target", "--listen", "nvme+shm://", "--subsystem", NQN, "--store", "rma:size=1MiB"), 2, "rma", "ram")
         expect(tool("rbt-target", "--listen", target.address, "--subsystem", NQN, "--store", "ram:size=1MiB"), 6,
                str(target.socket), str(target.process.pid))

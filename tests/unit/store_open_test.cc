@@ -161,14 +161,14 @@ TEST_CASE("What cannot be served says why and what to do") {
   CHECK(rig.open_error("file:") == "store 'file:': the path of a file or a block device is missing\n  file:\n       ^");
   CHECK(rig.open_error("file:/no/such/file") ==
         "store 'file:/no/such/file': opening it: No such file or directory "
-        "(ENOENT); make it: truncate -s 10G and its path");
+        "(ENOENT); make it, for instance with `truncate -s 10G PATH`");
   CHECK(rig.open_error("file:/tmp").ends_with("it is a directory: a regular file or a block device can be served"));
   CHECK(rig.open_error("file:/dev/null")
             .ends_with("it is neither file nor disk: a regular file or a block device can be served"));
   REQUIRE(::mkfifo(directory.file("fifo").c_str(), 0600) == 0);
   CHECK(rig.open_error("file:" + directory.file("fifo")).find("neither file nor disk") != std::string::npos);
   CHECK(rig.open_error("file:" + directory.make("empty", 0))
-            .ends_with("it is empty: give it a size, truncate -s 10G and its path"));
+            .ends_with("it is empty: give it a size, for instance with `truncate -s 10G PATH`"));
   CHECK(
       rig.open_error("file:" + directory.make("odd", 1000))
           .ends_with(

@@ -7,6 +7,7 @@
 #include <exception>
 #include <sstream>
 
+#include "common/log.h"
 #include "version.h"
 
 namespace rbt::tools {
@@ -35,15 +36,32 @@ int report(std::string_view program, const Error& error) {
   return exit_status(error.kind());
 }
 
+namespace {
+
+// Whole names only: an abbreviation that works today would mean something else after the next option.
+constexpr int kStyle = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
+
+// Boost does not say which word it is that nothing takes.
+std::string stray_word(const std::vector<std::string>& words, const po::options_description& options,
+                       const po::positional_options_description& positional) {
+  for (const auto& option : po::command_line_parser(words).options(options).style(kStyle).run().options)
+    if (option.position_key >= static_cast<int>(positional.max_total_count()))
+      return fmt::format("'{}' belongs to no option: the option's name comes before each value",
+                         printable(option.value.front()));
+  return "too many words";
+}
+
+}  // namespace
+
 Result<po::variables_map> parse(const std::vector<std::string>& words, const po::options_description& options,
                                 const po::positional_options_description& positional) {
-  // Whole names only: an abbreviation that works today would mean something else after the next option.
-  constexpr int kStyle = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
   try {
     po::variables_map values;
     po::store(po::command_line_parser(words).options(options).positional(positional).style(kStyle).run(), values);
     po::notify(values);
     return values;
+  } catch (const po::too_many_positional_options_error&) {
+    return failure(ErrorKind::invalid_argument, stray_word(words, options, positional));
   } catch (const po::error& error) {
     return failure(ErrorKind::invalid_argument, error.what());
   }

@@ -140,7 +140,7 @@ Result<std::string> listen_everywhere(target::Target& target, const Configuratio
   return addresses;
 }
 
-// Every store has descriptors of its own: what the machine allows us is ours to use. Returns what that is.
+// Most stores have descriptors of their own: what the machine allows us is ours to use. Returns what that is.
 rlim_t raise_descriptor_limit() {
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return 0;
@@ -155,7 +155,7 @@ Error with_descriptor_limit(Error error, rlim_t limit) {
     ::close(probe);
     return error;
   }
-  return Error(error.kind(), fmt::format("{}; all {} file descriptors are in use, and a namespace needs at least one: "
+  return Error(error.kind(), fmt::format("{}; all {} file descriptors are in use, and most namespaces need one: "
                                          "raise the hard limit (`ulimit -Hn`, LimitNOFILE= of the service)",
                                          error.message(), limit));
 }
