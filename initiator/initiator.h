@@ -90,8 +90,8 @@ enum class SessionState : std::uint8_t {
 struct SessionOptions {
   HostOptions host{};
   std::uint32_t io_queues = 1;  ///< to ask for, 0 (info only) to 1024; granted: Session::io_queues(). URI: queues=
-  Duration keep_alive =
-      std::chrono::seconds(15);  ///< KATO: one is sent at half of it, and has all of it to be answered; 0: off
+  Duration keep_alive = std::chrono::seconds(
+      15);  ///< KATO: one is sent at half of it, and has all of it to be answered; 0: off. URI: keep-alive=SECONDS
   Duration connect_timeout = std::chrono::seconds(10);  ///< for all of connect(), and for all of open_queue_pair()
   Duration command_timeout = std::chrono::seconds(30);  ///< for each command, unless its request says otherwise
   BufferCacheOptions buffer_cache{};

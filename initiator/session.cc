@@ -20,6 +20,7 @@ constexpr Duration kEventPause =
 constexpr std::uint32_t kEventRequestsMax = 4;
 constexpr std::uint32_t kNamespaceNotice = 1u << 8;  // OAES and feature 0Bh: namespace attributes changed
 constexpr std::uint32_t kIoQueuesMax = 1024;
+constexpr std::uint32_t kKeepAliveSecondsMax = 0xffffffff / 1000;  // KATO is 32 bits of milliseconds
 
 // How much of a log to read so that reading acknowledges its event; targets insist on some of these lengths.
 std::size_t log_bytes(std::uint8_t lid) noexcept {
@@ -100,6 +101,9 @@ Result<void> Session::Implementation::apply_uri_options() {
   auto depth = number_option(uri_, "depth", Queue::kDepthMax);
   if (!depth) return rbt::failure(std::move(depth.error()));
   depth_ = *depth;
+  auto keep_alive = number_option(uri_, "keep-alive", kKeepAliveSecondsMax);
+  if (!keep_alive) return rbt::failure(std::move(keep_alive.error()));
+  if (*keep_alive) options_.keep_alive = std::chrono::seconds(**keep_alive);
   if (options_.io_queues > kIoQueuesMax)
     return rbt::failure(ErrorKind::invalid_argument, fmt::format("{} I/O queues were asked for; 0 to {} are allowed",
                                                                  options_.io_queues, kIoQueuesMax));

@@ -78,7 +78,7 @@ TEST_CASE("Connect carries the host's names, the keep-alive and queue sizes one 
   CHECK(target.link(Qid(1))->request().host_receives == 65);
 }
 
-TEST_CASE("The URI's hostnqn, hostid, queues and depth go before the options") {
+TEST_CASE("The URI's hostnqn, hostid, queues, depth and keep-alive go before the options") {
   Network network;
   RawTarget target(network);
   Host host(network);
@@ -87,7 +87,9 @@ TEST_CASE("The URI's hostnqn, hostid, queues and depth go before the options") {
   uri.options["hostid"] = "11111111-2222-4333-8444-555555555555";
   uri.options["queues"] = "3";
   uri.options["depth"] = "17";
+  uri.options["keep-alive"] = "3";
   const auto session = host.connect(uri);
+  CHECK(target.last_connect->keep_alive == 3000ms);
   CHECK(session->host_nqn().text() == "nqn.2024-01.io.example:uri");
   CHECK(session->io_queues() == 3);
   CHECK(host.open(*session)->depth() == 17);
