@@ -286,6 +286,7 @@ void Command::complete_held(Status status, std::uint64_t result) {
 }
 
 bool Command::abandon() {
+  if (posted_reads_ > 0) connection_->reactor().count_cut_off();
   advance(CommandState::abandoned);
   connection_->reactor().buffers().cancel(*this);
   connection_->return_credits(std::exchange(posted_sends_, 0), std::exchange(posted_reads_, 0));

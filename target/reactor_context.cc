@@ -266,6 +266,7 @@ ReactorStatistics ReactorContext::statistics() const {
   statistics.buffers_free = buffers_->free_bytes();
   statistics.buffers_size = buffers_->size();
   statistics.bytes_copied = bytes_copied_;
+  statistics.writes_cut_off = writes_cut_off_;
   for (const auto& table : namespaces_) {
     if (table == nullptr) continue;
     for (const auto& ns : table->all())

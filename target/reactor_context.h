@@ -93,6 +93,8 @@ class ReactorContext {
   [[nodiscard]] ReactorStatistics statistics() const;
   /// A command's data was copied out of its capsule.
   void count_copy(std::size_t bytes) noexcept { bytes_copied_ += bytes; }
+  /// A connection ended in the middle of a command's data.
+  void count_cut_off() noexcept { ++writes_cut_off_; }
   /// Frees what must be freed on this thread: no connection is left.
   void close_stores() noexcept {
     namespaces_.clear();
@@ -133,6 +135,7 @@ class ReactorContext {
   std::vector<std::unique_ptr<Connection>> buried_;
   std::uint64_t last_id_ = 0;
   std::uint64_t bytes_copied_ = 0;  // in-capsule data; store queues count theirs
+  std::uint64_t writes_cut_off_ = 0;
   std::array<RateLimit, kLogCauses> log_limits_;
   std::atomic<std::uint32_t> load_{0};
   Instant drain_deadline_{};

@@ -88,6 +88,7 @@ struct ReactorStatistics {
   /// By rbt's own code, of blocks' data: in-capsule data, and what stores copy in memory. The fabrics' copies, if there
   /// are any, are counted by them (PollGroupCounters::bytes_copied).
   std::uint64_t bytes_copied = 0;
+  std::uint64_t writes_cut_off = 0;  ///< whose connection ended while their data was being fetched
   struct Group {
     std::string fabric;
     transport::PollGroupCounters counters;

@@ -190,6 +190,32 @@ def a_store_plugin_in_c_serves_verified_load_in_each_of_its_forms():
 
 
 @claim
+def every_byte_over_shm_is_copied_once_by_the_target_and_not_at_all_by_the_host():
+    capsules = 64 + 16  # a command and its response, which the fabric copies, too
+    connecting = 64 << 10  # what a host asks before its first command
+    with folder() as work, tempfile.TemporaryDirectory(prefix="rbt-", dir="/dev/shm") as memory:
+        # A file in memory outlives a target that is killed while it copies: writes go by way of a buffer.
+        for store, by_stores in (("ram:size=32MiB", 0), (f"map:{memory}/disk", 1), (f"file:{work}/disk", 0)):
+            for place in (memory, work):
+                with open(f"{place}/disk", "w") as disk:
+                    disk.truncate(32 << 20)
+            with Target(work, store) as target:
+                result = expect(tool("rbt-perf", target.uri, "--rw", "randrw", "--bs", "16k", "--iodepth", "8", "--size", "16MiB",
+                                     "--runtime", "1", "-o", "json"), 0)
+                host = json.loads(result.stdout)
+                read, written, commands = host["bytes_read"], host["bytes_written"], host["commands"]
+                assert read > 0 and written > 0, host
+                assert 0 < host["bytes_copied"] <= commands * capsules + connecting, (store, host)
+                target.process.send_signal(signal.SIGUSR1)
+                counted = re.compile(r"(\d+) bytes served; copied: (\d+) by commands and stores, (\d+) by shm; ")
+                eventually("SIGUSR1 shows what was copied", lambda: counted.search(target.text()), 5)
+                served, by_store, by_fabric = map(int, counted.search(target.text()).groups())
+                assert served == read + written, (store, served, host)
+                assert by_store == written * by_stores, (store, by_store, host)
+                assert served <= by_fabric <= served + commands * capsules + connecting, (store, by_fabric, host)
+
+
+@claim
 def a_memory_disk_is_another_disk_after_a_restart():
     with folder() as work:
         seen = set()

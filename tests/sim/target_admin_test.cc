@@ -115,6 +115,30 @@ TEST_CASE("Identify Namespace describes the store") {
   CHECK_FALSE(std::equal(zero.begin(), zero.end(), id.nguid));
 }
 
+TEST_CASE("Identify says how much of a write is atomic: as much as the store keeps whole, and no more") {
+  struct Case {
+    const char* store;
+    std::uint32_t nawun;  // less one
+  };
+  const auto [store, nawun] = GENERATE(Case{"ram:size=16MiB", 1023},  // 512 KiB: commands on the same blocks take turns
+                                       Case{"ram:size=16MiB,block=4096,atomic=in-place", 127},
+                                       Case{"ram:size=16MiB,block=4096,atomic=shadow", 0},  //
+                                       Case{"ram:size=16MiB,block=4096", 0});               // which, the MTU will say
+  INFO(store);
+  AdminRig rig({.store = store});
+  const auto id = rig.identify<nvme_id_ns>(NVME_IDENTIFY_CNS_NS, 1);
+  CHECK((id.nsfeat & NVME_NS_FEAT_NATOMIC) != 0);
+  CHECK(from_le(id.nawun) == nawun);
+  CHECK(from_le(id.nawupf) == 0);  // one block: what a lost connection leaves
+  CHECK(from_le(id.nacwu) == 0);
+  CHECK(from_le(id.nabsn) == 0);
+  CHECK(from_le(id.nabspf) == 0);
+  CHECK(from_le(id.nabo) == 0);
+  const auto controller = rig.identify<nvme_id_ctrl>(NVME_IDENTIFY_CNS_CTRL);
+  CHECK(from_le(controller.awun) == 0);
+  CHECK(from_le(controller.awupf) == 0);
+}
+
 TEST_CASE("NGUID and UUID are the same bytes in the descriptor list and in Identify Namespace") {
   AdminRig rig;
   const auto id = rig.identify<nvme_id_ns>(NVME_IDENTIFY_CNS_NS, 1);

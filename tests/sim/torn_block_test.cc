@@ -56,10 +56,11 @@ class Cutter {
       cut_one(static_cast<std::uint64_t>(round));
     return torn_;
   }
-  [[nodiscard]] std::uint64_t bytes_copied() {
+  /// What the target says of them.
+  [[nodiscard]] std::uint64_t writes_cut_off() {
     std::uint64_t sum = 0;
     for (const auto& reactor : rig_.target->statistics().reactors)
-      sum += reactor.bytes_copied;
+      sum += reactor.writes_cut_off;
     return sum;
   }
   TargetRig& rig() { return rig_; }
@@ -129,6 +130,7 @@ TEST_CASE("No block is ever read half new, however its writer ends") {
   const Torn torn = cutter.run();
   CHECK(torn.mixed == 0);
   CHECK(torn.cut > kCuts / 8);
+  CHECK(cutter.writes_cut_off() > kCuts / 8);
   CHECK(torn.changed > kCuts / 8);
 }
 

@@ -36,7 +36,10 @@ void add(JobResult& total, const JobResult& job) {
   total.cpu += job.cpu;
   total.system_calls += job.system_calls;
   total.counters.commands += job.counters.commands;
+  total.counters.bytes_read += job.counters.bytes_read;
+  total.counters.bytes_written += job.counters.bytes_written;
   total.counters.bytes_bounced += job.counters.bytes_bounced;
+  total.counters.transport.bytes_copied += job.counters.transport.bytes_copied;
   total.counters.transport.work_requests += job.counters.transport.work_requests;
   total.counters.transport.doorbells += job.counters.transport.doorbells;
   total.messages.insert(total.messages.end(), job.messages.begin(), job.messages.end());
@@ -78,6 +81,11 @@ std::string to_json(const Summary& s) {
                         {"p99_9", r.latency.quantile_us(0.999)}, {"max", r.latency.max_us()}};
   json["cpu_us_per_io"] = per_io(seconds(r.cpu) * 1e6, r);
   json["system_calls_per_io"] = per_io(static_cast<double>(r.system_calls), r);
+  // All phases; copied by our own code: data that went by way of a buffer, and what the fabric copies.
+  json["commands"] = r.counters.commands;
+  json["bytes_read"] = r.counters.bytes_read;
+  json["bytes_written"] = r.counters.bytes_written;
+  json["bytes_copied"] = r.counters.bytes_bounced + r.counters.transport.bytes_copied;
   json["blocks_verified"] = r.verified;
   json["errors"] = r.errors;
   json["messages"] = r.messages;

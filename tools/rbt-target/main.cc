@@ -8,6 +8,8 @@
 
 #include <cerrno>
 #include <csignal>
+#include <map>
+#include <string>
 
 #include "common/sizes.h"
 #include "target/store/shared_arena.h"
@@ -31,7 +33,7 @@ constexpr std::string_view kUsageText = R"(Usage: rbt-target --listen URI... --s
        rbt-target --explain SPEC...
 
 Serves disks to NVMe-oF hosts until SIGTERM. Prints one line with the word `ready` once it can be connected to. SIGUSR1 makes
-it log what each namespace has done so far.
+it log what it and each namespace have done so far.
 
   rbt-target --listen nvme+rdma://10.0.0.1 --subsystem nqn.2026-01.io.example:disk --store file:/srv/disk.img
   rbt-target --listen nvme+shm:// --subsystem nqn.2026-01.io.example:disk --store ram:size=1GiB
@@ -181,9 +183,32 @@ int wait_for_signal(int fd) {
   return static_cast<int>(info.ssi_signo);
 }
 
+// What all namespaces together have moved, and how often our own code has copied it on the way.
+std::string describe_totals(const target::TargetStatistics& statistics) {
+  std::uint64_t served = 0;
+  std::uint64_t copied = 0;
+  std::uint64_t cut_off = 0;
+  std::map<std::string, std::uint64_t> by_fabrics;
+  for (const auto& ns : statistics.namespaces)
+    served += ns.bytes_read + ns.bytes_written;
+  for (const auto& reactor : statistics.reactors) {
+    copied += reactor.bytes_copied;
+    cut_off += reactor.writes_cut_off;
+    for (const auto& group : reactor.groups)
+      by_fabrics[group.fabric] += group.counters.bytes_copied;
+  }
+  std::string text = fmt::format("{} bytes served; copied: {} by commands and stores", served, copied);
+  for (const auto& [fabric, bytes] : by_fabrics)
+    text += fmt::format(", {} by {}", bytes, fabric);
+  return text +
+         fmt::format("; {} connections; {} writes cut off while their data came", statistics.connections(), cut_off);
+}
+
 // SIGUSR1: what has been done so far.
 void log_statistics(const target::Target& target, Logger& logger) {
-  for (const auto& ns : target.statistics().namespaces) {
+  const auto statistics = target.statistics();
+  logger.info("{}", describe_totals(statistics));
+  for (const auto& ns : statistics.namespaces) {
     logger.info("{} nsid {} '{}': {} reads of {}, {} writes of {}, {} others, {} errors", ns.subsystem.text(),
                 ns.nsid.value(), ns.store, ns.reads, format_bytes(Bytes(ns.bytes_read)), ns.writes,
                 format_bytes(Bytes(ns.bytes_written)), ns.other, ns.errors);

@@ -30,8 +30,11 @@ constexpr std::size_t kPacketsMax = 4 * kRegionsMax;
 PostResult QueuePair::post(std::span<const WorkRequest> requests) {
   if (state_ > State::established) return PostResult::dead;
   if (requests.size() > limits_.send_depth - outstanding_) return PostResult::full;
-  for (const WorkRequest& request : requests)
-    requests_.push().assign(request, limits_.message_max);
+  for (const WorkRequest& request : requests) {
+    QueuedRequest& queued = requests_.push();
+    queued.assign(request, limits_.message_max);
+    if (queued.copied && !queued.malformed) group_.count().bytes_copied += queued.length;
+  }
   outstanding_ += static_cast<std::uint32_t>(requests.size());
   group_.count().work_requests += requests.size();
   group_.queue_work(*this);
