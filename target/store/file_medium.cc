@@ -12,10 +12,13 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "common/sizes.h"
 #include "target/store/identity.h"
+#include "target/store/lingering.h"
 #include "target/store/sysfs.h"
 
 namespace rbt::target {
@@ -75,7 +78,7 @@ FileMedium::~FileMedium() {
 
 Result<FileMedium> FileMedium::open(const FileOptions& options, const StoreEnvironment& environment) {
   FileMedium medium(options);
-  if (auto done = medium.open_descriptor(options); !done) return failure(std::move(done.error()));
+  if (auto done = medium.open_descriptor(options, environment.logger); !done) return failure(std::move(done.error()));
   if (auto done = medium.lock(options, environment); !done) return failure(std::move(done.error()));
   if (auto done = medium.measure(options); !done) return failure(std::move(done.error()));
   if (auto done = medium.choose_direct(options, environment); !done) return failure(std::move(done.error()));
@@ -93,7 +96,7 @@ Result<FileMedium> FileMedium::open(const FileOptions& options, const StoreEnvir
   return medium;
 }
 
-Result<void> FileMedium::open_descriptor(const FileOptions& options) {
+Result<void> FileMedium::open_descriptor(const FileOptions& options, Logger& logger) {
   // Looked at before it is opened: opening a FIFO waits, and opening a tape rewinds it.
   struct stat about {};
   const std::string what = fmt::format("store '{}': opening it", name_.text());
@@ -108,35 +111,25 @@ Result<void> FileMedium::open_descriptor(const FileOptions& options) {
                                S_ISDIR(about.st_mode) ? "a directory" : "neither file nor disk"));
   // O_EXCL without O_CREAT, open(2): a block device that is mounted, or opened so by somebody else, is refused.
   const int flags = (options.read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY | (is_device_ ? O_EXCL : 0);
-  fd_ = ::open(name_.path.c_str(), flags);
+  std::vector<std::string> users;
+  int error = 0;
+  const auto attempt = [&] {
+    fd_ = ::open(name_.path.c_str(), flags);
+    error = fd_ < 0 ? errno : 0;
+    if (error == EBUSY) users = device_users(about.st_rdev);
+    return error != EBUSY || !users.empty();
+  };
+  (void)attempt_patiently(attempt, about, -1, name_.text(), logger);
   if (fd_ >= 0 && ::fstat(fd_, &about) == 0 && S_ISBLK(about.st_mode) == is_device_) {
     device_ = about.st_rdev;
     return {};
   }
-  const int error = fd_ < 0 ? errno : ESTALE;  // it became something else between the two
+  if (fd_ >= 0) error = ESTALE;  // it became something else between the two
   if (error != EBUSY) return errno_failure(error, what, open_remedy(error, options.read_only));
-  const auto users = device_users(about.st_rdev);
   return errno_failure(error, what,
                        users.empty() ? "another program has it to itself: another rbt-target, LVM, md, swap (see lsblk)"
                                      : fmt::format("it is {}: take it out of there first", fmt::join(users, ", ")));
 }
-
-namespace {
-
-/// A killed process is gone before the kernel has given back all that its io_uring held, locks among it: whoever is started
-/// right after it tries for a second.
-bool lock_patiently(int fd, struct ::flock& wanted) noexcept {
-  constexpr int kTries = 100;
-  for (int i = 0; i < kTries; ++i) {
-    if (::fcntl(fd, F_OFD_SETLK, &wanted) == 0) return true;
-    if (errno != EAGAIN && errno != EACCES) return false;
-    ::usleep(10'000);
-  }
-  errno = EAGAIN;
-  return false;
-}
-
-}  // namespace
 
 Result<void> FileMedium::lock(const FileOptions& options, const StoreEnvironment& environment) const {
   if (is_device_) return {};  // O_EXCL has done it
@@ -145,8 +138,15 @@ Result<void> FileMedium::lock(const FileOptions& options, const StoreEnvironment
   struct flock whole {};
   whole.l_type = options.read_only ? F_RDLCK : F_WRLCK;
   whole.l_whence = SEEK_SET;
-  if (lock_patiently(fd_, whole)) return {};
-  const int error = errno;
+  int error = 0;
+  const auto attempt = [&] {
+    error = ::fcntl(fd_, F_OFD_SETLK, &whole) == 0 ? 0 : errno;
+    return error != EAGAIN && error != EACCES;
+  };
+  struct stat about {};
+  if (::fstat(fd_, &about) != 0) return errno_failure(errno, fmt::format("store '{}': fstat", name_.text()));
+  (void)attempt_patiently(attempt, about, fd_, name_.text(), environment.logger);
+  if (error == 0) return {};
   if (error == EAGAIN || error == EACCES)
     return problem(
         ErrorKind::in_use, name_,

@@ -49,7 +49,7 @@ class FileMedium {
 
  private:
   explicit FileMedium(const FileOptions& options) : name_(options.name) {}
-  [[nodiscard]] Result<void> open_descriptor(const FileOptions& options);
+  [[nodiscard]] Result<void> open_descriptor(const FileOptions& options, Logger& logger);
   [[nodiscard]] Result<void> lock(const FileOptions& options, const StoreEnvironment& environment) const;
   [[nodiscard]] Result<void> measure(const FileOptions& options);
   [[nodiscard]] Result<void> choose_direct(const FileOptions& options, const StoreEnvironment& environment);

@@ -46,6 +46,7 @@ NbdLink::NbdLink(NbdServer& server, transport::Reactor& reactor, Sharing sharing
       connector_(reactor, server.uri(), kHandshakeMax),
       retry_timer_(reactor.timers(), [this] { connect(); }),
       patience_timer_(reactor.timers(), [this] { on_patience_over(); }),
+      silence_timer_(reactor.timers(), [this] { on_silence(); }),
       log_limit_(kLogInterval) {
   for (Slot& slot : slots_) {
     slot.link = this;
@@ -204,7 +205,7 @@ bool NbdLink::issue_piece(NbdOperation& operation) {
   Slot& slot = *free_;
   free_ = slot.next_free;
   slot.operation = &operation;
-  ++under_way_;
+  if (under_way_++ == 0) watch_silence();
   ++operation.pieces;
   const bool carries_data = operation.kind == Kind::read || operation.kind == Kind::write;
   const std::uint64_t whole = std::min<std::uint64_t>(about_.block_max, transport::BufferPool::kBlockMax);
@@ -283,6 +284,7 @@ void NbdLink::on_reply(Slot& slot, int error) {
   slot.next_free = std::exchange(free_, &slot);
   --under_way_;
   ++replies_;
+  if (std::exchange(silent_, false)) server_.logger().info("store '{}': the server answers again", server_.spec());
   --operation.pieces;
   if (error != 0 && operation.error == 0) operation.error = static_cast<std::int16_t>(error);
   if (operation.pieces == 0 && operation.complete) done_.push(operation);
@@ -406,6 +408,26 @@ void NbdLink::on_patience_over() {
       start_waiting(operation, operation.waits_since);
     }
   }
+}
+
+// ---- a server that is there and does not answer ----
+
+/// Not moved by every command: an armed timer looks when it fires whether anything has been answered since.
+void NbdLink::watch_silence() {
+  if (silence_timer_.armed()) return;
+  replies_watched_ = replies_;
+  silence_timer_.arm(reactor_.now() + server_.patience());
+}
+
+void NbdLink::on_silence() {
+  if (state_ != State::up || under_way_ == 0) return;
+  if (replies_ == replies_watched_ && !std::exchange(silent_, true))
+    server_.logger().warning(
+        "store '{}': the server has {} commands and has answered none for {}; they wait for it, as for a disk: look "
+        "after "
+        "the server",
+        server_.spec(), under_way_, format_duration(server_.patience()));
+  watch_silence();
 }
 
 }  // namespace rbt::target

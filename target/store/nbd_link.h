@@ -90,6 +90,8 @@ class NbdLink final : private transport::Source {
   void adopt(NbdConnected connected);
   void start_waiting(NbdOperation& operation, Instant since);
   void on_patience_over();
+  void watch_silence();
+  void on_silence();
 
   NbdServer& server_;
   transport::Reactor& reactor_;
@@ -117,6 +119,10 @@ class NbdLink final : private transport::Source {
   transport::Timer retry_timer_;
   transport::Timer patience_timer_;
   Instant patience_over_{};  // while it is armed
+  // A server that lives and does not answer is waited for, as a disk is; but the log hears of it.
+  transport::Timer silence_timer_;
+  std::size_t replies_watched_ = 0;  // when it was armed
+  bool silent_ = false;              // the log has heard
   RateLimit log_limit_;
 };
 

@@ -1,13 +1,17 @@
 // What a store costs per I/O of 4 KiB, by kind of store, way to the kernel and depth. The file lies in $TMPDIR or the
-// current directory; `cached` reads and writes the page cache, `direct` the disk. Random offsets in 64 MiB, seeded.
+// current directory; `cached` reads and writes the page cache, `direct` the disk, `nbd` the memory of an nbdkit beside it. Random offsets in 64 MiB, seeded.
 
 #include <benchmark/benchmark.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "common/clock.h"
@@ -131,11 +135,43 @@ class Image {
   std::string path_;
 };
 
+/// nbdkit, serving memory on a Unix socket.
+class NbdServer {
+ public:
+  explicit NbdServer(std::string socket) : socket_(std::move(socket)), pid_(::fork()) {
+    if (pid_ != 0) return;
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    ::execlp("nbdkit", "nbdkit", "-f", "-U", socket_.c_str(), "memory", "64M", nullptr);
+    ::_exit(127);
+  }
+  ~NbdServer() {
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+    ::unlink(socket_.c_str());
+  }
+  NbdServer(const NbdServer&) = delete;
+  NbdServer& operator=(const NbdServer&) = delete;
+  /// False: there is none.
+  [[nodiscard]] bool listens() const {
+    for (int i = 0; i < 1000; ++i) {
+      if (::access(socket_.c_str(), F_OK) == 0) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    return false;
+  }
+
+ private:
+  std::string socket_;
+  ::pid_t pid_;
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   const Image image;
+  const std::string socket = image.path() + ".nbd";
+  const NbdServer server(socket);
   static ThreadFactory threads;
   auto unfixed_factory = UringFactory::probe(FixedBuffers::never);  // for what registered buffers are worth
   IoEngineFactory* const unfixed = unfixed_factory ? &*unfixed_factory : nullptr;
@@ -146,22 +182,23 @@ int main(int argc, char** argv) {
     Shape shape = {};
   };
   const std::string file = "file:" + image.path() + ",block=4096,";
-  const std::vector<Way> ways{{"ram", "ram:size=64MiB,block=4096,atomic=in-place", nullptr},
-                              {"ram/shadow", "ram:size=64MiB,block=4096,atomic=shadow", nullptr},
-                              {"ram/staged", "ram:size=64MiB,block=4096", nullptr, {4096, 4096, 1024}},
-                              {"ram/4KiB-of-512", "ram:size=64MiB,atomic=in-place", nullptr, {512, 4096}},
-                              {"ram/shadow/4KiB-of-512", "ram:size=64MiB,atomic=shadow", nullptr, {512, 4096}},
-                              {"ram/128KiB", "ram:size=64MiB,block=4096,atomic=in-place", nullptr, {4096, 131072}},
-                              {"ram/shadow/128KiB", "ram:size=64MiB,block=4096,atomic=shadow", nullptr, {4096, 131072}},
-                              {"ram/128KiB-of-512", "ram:size=64MiB,atomic=in-place", nullptr, {512, 131072}},
-                              {"ram/shadow/128KiB-of-512", "ram:size=64MiB,atomic=shadow", nullptr, {512, 131072}},
-                              {"null", "null:size=64MiB,block=4096", nullptr},
-                              {"file/io_uring/cached", file + "direct=off", nullptr},
-                              {"file/threads/cached", file + "direct=off", &threads},
-                              {"file/io_uring/direct", file + "direct=auto", nullptr},
-                              {"file/threads/direct", file + "direct=auto", &threads},
-                              {"file/unfixed/cached", file + "direct=off", unfixed},
-                              {"file/unfixed/direct", file + "direct=auto", unfixed}};
+  std::vector<Way> ways{{"ram", "ram:size=64MiB,block=4096,atomic=in-place", nullptr},
+                        {"ram/shadow", "ram:size=64MiB,block=4096,atomic=shadow", nullptr},
+                        {"ram/staged", "ram:size=64MiB,block=4096", nullptr, {4096, 4096, 1024}},
+                        {"ram/4KiB-of-512", "ram:size=64MiB,atomic=in-place", nullptr, {512, 4096}},
+                        {"ram/shadow/4KiB-of-512", "ram:size=64MiB,atomic=shadow", nullptr, {512, 4096}},
+                        {"ram/128KiB", "ram:size=64MiB,block=4096,atomic=in-place", nullptr, {4096, 131072}},
+                        {"ram/shadow/128KiB", "ram:size=64MiB,block=4096,atomic=shadow", nullptr, {4096, 131072}},
+                        {"ram/128KiB-of-512", "ram:size=64MiB,atomic=in-place", nullptr, {512, 131072}},
+                        {"ram/shadow/128KiB-of-512", "ram:size=64MiB,atomic=shadow", nullptr, {512, 131072}},
+                        {"null", "null:size=64MiB,block=4096", nullptr},
+                        {"file/io_uring/cached", file + "direct=off", nullptr},
+                        {"file/threads/cached", file + "direct=off", &threads},
+                        {"file/io_uring/direct", file + "direct=auto", nullptr},
+                        {"file/threads/direct", file + "direct=auto", &threads},
+                        {"file/unfixed/cached", file + "direct=off", unfixed},
+                        {"file/unfixed/direct", file + "direct=auto", unfixed}};
+  if (server.listens()) ways.push_back({"nbd", "nbd:nbd+unix:///?socket=" + socket + ",block=4096", nullptr});
   for (const Way& way : ways)
     for (const Intent intent : {Intent::read, Intent::write})
       benchmark::RegisterBenchmark(

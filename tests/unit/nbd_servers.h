@@ -80,6 +80,17 @@ class NbdServerProcess {
     pid_ = -1;
   }
   [[nodiscard]] std::vector<std::string>& command() noexcept { return command_; }
+  /// Returns when it has let go of every connection, and carried out what had come over them.
+  void wait_until_alone() const {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    for (std::size_t sockets = 2; sockets > 1; std::this_thread::sleep_for(std::chrono::milliseconds(1))) {
+      REQUIRE(std::chrono::steady_clock::now() < deadline);
+      std::ifstream all("/proc/net/unix");
+      sockets = 0;  // the one that it listens on, and those that it has accepted
+      for (std::string line; std::getline(all, line);)
+        if (line.ends_with(" " + socket_)) ++sockets;
+    }
+  }
 
  private:
   std::string socket_;

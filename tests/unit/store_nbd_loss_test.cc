@@ -1,6 +1,9 @@
 // The nbd store without its server: killed, cut off, gone for long, back with another disk.
 
+#include <arpa/inet.h>
+
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <filesystem>
 #include <map>
@@ -9,6 +12,7 @@
 #include "nbd_servers.h"
 #include "store_files.h"
 #include "store_rig.h"
+#include "target/store/nbd_handshake.h"
 
 using namespace rbt;
 using namespace rbt::target;
@@ -307,4 +311,81 @@ TEST_CASE("A store may be closed while its server is away") {
   rig.server->kill();
   rig.run_until([&] { return rig.journal.count("is lost") == 1; });
   rig.close();
+}
+
+TEST_CASE("Requests for the same blocks do not wait for an absent server one after the other") {
+  LossRig rig;
+  rig.file();
+  rig.open(rig.spec(",timeout=1s"));
+  constexpr std::size_t kWrites = 6;
+  std::array<Lease, kWrites> leases;
+  std::array<Waited, kWrites> writes;
+  for (Lease& lease : leases) {
+    lease = rig.lease(StoreRig::range(0, 8), Intent::write);
+    REQUIRE(rig.acquire(lease) == StoreStatus::ok);
+    rig.fill(lease, pattern(4096, 1));
+  }
+  rig.server->kill();
+  rig.run_until([&] { return rig.journal.count("is lost") == 1; });
+  const Instant began = rig.clock.now();
+  for (std::size_t i = 0; i < kWrites; ++i)
+    writes.at(i).began(rig.queue->commit(leases.at(i), Durability::cached, writes.at(i)));
+  rig.run_until([&] { return std::all_of(writes.begin(), writes.end(), [](Waited& one) { return one.done(); }); });
+  CHECK(rig.clock.now() - began < std::chrono::seconds(4));  // and not 6
+  for (std::size_t i = 0; i < kWrites; ++i) {
+    CHECK(writes.at(i).status == StoreStatus::unavailable);
+    rig.queue->release(leases.at(i));
+  }
+}
+
+TEST_CASE("A server that takes commands and answers none is named in the log, and waited for") {
+  LossRig rig;
+  rig.nbdkit({"--filter=delay", "file", rig.image, "rdelay=2"});
+  rig.open(rig.spec(",timeout=500ms"));
+  Waited request;
+  Lease lease = rig.lease(StoreRig::range(0, 1), Intent::read);
+  request.began(rig.queue->acquire(lease, request));
+  rig.run_until([&] { return rig.journal.count("the server has 1 commands and has answered none for 500 ms") == 1; });
+  CHECK_FALSE(request.done());
+  rig.run_until([&] { return request.done(); });
+  REQUIRE(request.status == StoreStatus::ok);
+  CHECK(rig.journal.count("the server answers again") == 1);
+  CHECK(rig.journal.count("is lost") == 0);
+  rig.queue->release(lease);
+}
+
+TEST_CASE("A TCP server that takes connections and says nothing is given up, and the error says what it did not do") {
+  const int listener = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  ::sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  ::socklen_t length = sizeof address;
+  REQUIRE(::bind(listener, reinterpret_cast<const ::sockaddr*>(&address), length) == 0);
+  REQUIRE(::listen(listener, 8) == 0);
+  REQUIRE(::getsockname(listener, reinterpret_cast<::sockaddr*>(&address), &length) == 0);
+  const std::string uri = "nbd://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+  const auto connected = nbd_connect(uri, std::chrono::milliseconds(200), -1);
+  REQUIRE_FALSE(connected);
+  CHECK(connected.error().kind() == ErrorKind::timed_out);
+  CHECK(connected.error().message().find("the server does not shake hands") != std::string::npos);
+  ::close(listener);
+}
+
+TEST_CASE("What goes over TLS is read back, also after the server was away, and a client without the key is refused") {
+  LossRig rig;
+  const std::string keys = rig.directory.file("keys.psk");
+  std::ofstream(keys) << "alice:" << std::string(64, '7') << '\n';
+  rig.nbdkit({"--tls=require", "--tls-psk=" + keys, "file", rig.image});
+  const std::string uri = "nbds+unix://alice@/?socket=" + rig.socket + "&tls-psk-file=" + keys;
+  rig.open("nbd:" + uri);
+  const auto data = pattern(kMiB, 1);
+  REQUIRE(rig.write(0, data) == StoreStatus::ok);
+  rig.server->kill();
+  rig.server->start();
+  CHECK(rig.must_read(0, kMiB / 512) == data);
+  const std::string others = rig.directory.file("others.psk");
+  std::ofstream(others) << "alice:" << std::string(64, '8') << '\n';
+  CHECK_FALSE(nbd_connect("nbds+unix://alice@/?socket=" + rig.socket + "&tls-psk-file=" + others,
+                          std::chrono::seconds(10), -1));
+  CHECK_FALSE(nbd_connect("nbd+unix:///?socket=" + rig.socket, std::chrono::seconds(10), -1));
 }

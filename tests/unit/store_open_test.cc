@@ -3,6 +3,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/xattr.h>
 
@@ -153,6 +154,46 @@ TEST_CASE("A file is served once, unless everybody only reads it") {
   const auto reader = rig.try_open("file:" + path + ",readonly").value();
   CHECK(rig.try_open("file:" + path + ",readonly"));
   CHECK_FALSE(rig.try_open("file:" + path));
+}
+
+TEST_CASE("A file that a killed program has not let go of yet is waited for, as long as nobody alive has it open") {
+  // Open in nobody's hands: in flight in a socket, as it is in the ring of a process that is gone.
+  struct Releasing final : Logger {
+    Releasing() : Logger(LogLevel::warning) {}
+    void write(LogLevel, std::string message) override {
+      said = std::move(message);
+      for (const int end : ends)
+        ::close(end);
+    }
+    std::array<int, 2> ends{};
+    std::string said;
+  } logger;
+  SystemClock clock;
+  Random random(1);
+  TemporaryDirectory directory;
+  const std::string path = directory.make("image", kMiB);
+  REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, logger.ends.data()) == 0);
+  const int file = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  struct flock whole {};
+  whole.l_type = F_WRLCK;
+  REQUIRE(::fcntl(file, F_OFD_SETLK, &whole) == 0);
+  char byte = 0;
+  iovec data{&byte, 1};
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof file)> control{};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  cmsghdr* const header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof file);
+  std::memcpy(CMSG_DATA(header), &file, sizeof file);
+  REQUIRE(::sendmsg(logger.ends[0], &message, 0) == 1);
+  ::close(file);
+  CHECK(make_store("file:" + path + ",direct=off", {clock, random, logger}).has_value());
+  CHECK(logger.said.find("no program that can be seen has it open: waiting") != std::string::npos);
 }
 
 TEST_CASE("What cannot be served says why and what to do") {
