@@ -65,7 +65,8 @@ class SharedDisk {
   [[nodiscard]] bool changed() const noexcept { return changed_.load(std::memory_order_acquire); }
   /// Reads the namespace's size again. Blocks. Errors: it is gone, or another disk now (mismatch).
   [[nodiscard]] Result<void> look_again();
-  /// Why no request will succeed any more; nothing while they do. Final: connect anew.
+  /// Why requests fail: the session is lost, or a lane, and with it the requests that come to it. Nothing while all is well.
+  /// Final: connect anew.
   [[nodiscard]] std::optional<Error> failure() const;
 
   // Each blocks until it is done, for the command timeout per command at most. Offsets and lengths in bytes; those that are
