@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <vector>
 
 #include "common/check.h"
 
@@ -11,6 +12,8 @@ namespace {
 
 constexpr std::uint32_t kRetired = 1;
 constexpr std::uint32_t kReader = 2;
+// In a table's entry.
+constexpr std::uint32_t kZero = std::uint32_t{1} << 31;
 
 }  // namespace
 
@@ -33,9 +36,40 @@ BlockTable::BlockTable(Blocks blocks, Blocks spare)
       moved_(std::make_unique<std::atomic<bool>[]>(blocks_ / kRegion + 1)),
       ring_(std::make_unique<Place[]>(spare_)),
       ring_count_(spare_) {
-  check(blocks_ + spare_ <= kPlacesMax, "places have numbers of 32 bits");
+  check(blocks_ + spare_ <= kPlacesMax, "places have numbers of 31 bits");
   for (std::uint64_t i = 0; i < spare_; ++i)
     ring_[i] = static_cast<Place>(blocks_ + i);
+}
+
+void BlockTable::restore(Lba lba, Place place, bool zeroes) noexcept {
+  check(lba.value() < blocks_ && place < blocks_ + spare_, "a block lies at a place that there is");
+  entry(lba).store((place ^ static_cast<Place>(lba.value())) | (zeroes ? kZero : 0), std::memory_order_relaxed);
+  touch(lba);
+}
+
+std::optional<Lba> BlockTable::restored() {
+  std::vector<bool> used(blocks_ + spare_);
+  for (std::uint64_t lba = 0; lba < blocks_; ++lba) {
+    const Place place = look(Lba(lba)).place;
+    if (used[place]) return Lba(lba);
+    used[place] = true;
+  }
+  // As many are left as were spare at the beginning.
+  std::uint64_t count = 0;
+  for (std::uint64_t place = 0; place < blocks_ + spare_; ++place)
+    if (!used[place]) ring_[count++] = static_cast<Place>(place);
+  check(count == spare_, "each block has one place");
+  return std::nullopt;
+}
+
+BlockTable::Entry BlockTable::look(Lba lba) const noexcept {
+  const std::uint32_t value = entry(lba).load(std::memory_order_relaxed);
+  return {(value & ~kZero) ^ static_cast<Place>(lba.value()), (value & kZero) != 0};
+}
+
+void BlockTable::touch(Lba lba) noexcept {
+  auto& moved = moved_[lba.value() / kRegion];
+  if (!moved.load(std::memory_order_relaxed)) moved.store(true, std::memory_order_relaxed);
 }
 
 // A reader announces itself, then looks again; a writer exchanges the entry, then looks for readers. All of it is
@@ -46,6 +80,7 @@ BlockTable::Place BlockTable::pin(Lba lba) noexcept {
   const auto where = entry(lba);
   Place place = where.load(std::memory_order_seq_cst) ^ own;
   while (true) {
+    if ((place & kZero) != 0) return kZeroes;
     users(place).fetch_add(kReader, std::memory_order_seq_cst);
     const Place now = where.load(std::memory_order_seq_cst) ^ own;
     if (now == place) return place;
@@ -56,6 +91,7 @@ BlockTable::Place BlockTable::pin(Lba lba) noexcept {
 }
 
 void BlockTable::unpin(Place place, Freed& freed) noexcept {
+  if (place == kZeroes) return;
   const auto count = users(place);
   std::uint32_t left = count.fetch_sub(kReader, std::memory_order_acq_rel) - kReader;
   if (left == kRetired && count.compare_exchange_strong(left, 0, std::memory_order_acq_rel)) freed.add(place);
@@ -63,12 +99,16 @@ void BlockTable::unpin(Place place, Freed& freed) noexcept {
 
 void BlockTable::commit(Lba lba, Place place, Freed& freed) noexcept {
   const auto own = static_cast<Place>(lba.value());
-  auto& moved = moved_[lba.value() / kRegion];
-  if (!moved.load(std::memory_order_relaxed)) moved.store(true, std::memory_order_relaxed);
-  const Place old = entry(lba).exchange(place ^ own, std::memory_order_seq_cst) ^ own;
+  touch(lba);
+  const Place old = (entry(lba).exchange(place ^ own, std::memory_order_seq_cst) & ~kZero) ^ own;
   const auto count = users(old);
   std::uint32_t readers = count.fetch_or(kRetired, std::memory_order_seq_cst) | kRetired;
   if (readers == kRetired && count.compare_exchange_strong(readers, 0, std::memory_order_acq_rel)) freed.add(old);
+}
+
+void BlockTable::zero(Lba lba) noexcept {
+  touch(lba);
+  entry(lba).fetch_or(kZero, std::memory_order_seq_cst);
 }
 
 Lba BlockTable::first_moved(Lba first, Lba end) const noexcept {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 
 #include "common/units.h"
@@ -17,13 +18,17 @@
 namespace rbt::target {
 
 /// Thread-safe: one for all queues of a store. At first each block lies at the place of its own number; behind those are
-/// the spare ones. Memory: 8 bytes per block, which come with use, and 8 per spare place.
+/// the spare ones. A block always has one place to itself, also while it is all zeroes and nobody looks there, so that as
+/// many places as were spare at the beginning are on their way at any time. Memory: 8 bytes per block, which come with
+/// use, and 8 per spare place.
 class BlockTable {
  public:
   /// A place's number.
   using Place = std::uint32_t;
+  /// Where a block lies that is all zeroes.
+  static constexpr Place kZeroes = ~Place{0};
   /// Blocks and spare places together.
-  static constexpr std::uint64_t kPlacesMax = std::uint64_t{1} << 32;
+  static constexpr std::uint64_t kPlacesMax = std::uint64_t{1} << 31;
 
   BlockTable(Blocks blocks, Blocks spare);
   BlockTable(const BlockTable&) = delete;
@@ -32,9 +37,21 @@ class BlockTable {
   [[nodiscard]] std::uint64_t blocks() const noexcept { return blocks_; }
   [[nodiscard]] std::uint64_t spare() const noexcept { return spare_; }
 
-  /// Where the block lies now. What is there stays as it is until unpin(). Lock-free.
+  /// For a table that was kept somewhere, before anybody else has it: the block lies at `place`, of those that there are.
+  void restore(Lba lba, Place place, bool zeroes) noexcept;
+  /// ... and that was all: places that are no block's are free. If two blocks lie at one place, the second of them, and
+  /// the table is of no use.
+  [[nodiscard]] std::optional<Lba> restored();
+
+  /// Where the block lies now, or kZeroes. What is there stays as it is until unpin(). Lock-free.
   [[nodiscard]] Place pin(Lba lba) noexcept;
-  /// The first block in [first, end) that does not lie at the place of its own number; else `end`.
+  /// Without pinning it: the block's own place, and whether nobody looks there because it is all zeroes.
+  struct Entry {
+    Place place;
+    bool zeroes;
+  };
+  [[nodiscard]] Entry look(Lba lba) const noexcept;
+  /// The first block in [first, end) that does not lie at the place of its own number, or is all zeroes; else `end`.
   [[nodiscard]] Lba first_moved(Lba first, Lba end) const noexcept;
 
   /// Places that have become free are collected here, and given to the table together.
@@ -55,9 +72,12 @@ class BlockTable {
     std::size_t count_ = 0;
     std::array<Place, 64> places_;
   };
+  /// kZeroes is fine.
   void unpin(Place place, Freed& freed) noexcept;
   /// The block lies at `place`, which was taken, from now on.
   void commit(Lba lba, Place place, Freed& freed) noexcept;
+  /// The block is all zeroes from now on; whoever has pinned its place keeps what he reads.
+  void zero(Lba lba) noexcept;
 
   /// Who waits for free places; lies in the request.
   struct Wait : HandOver::Record {
@@ -87,14 +107,16 @@ class BlockTable {
   [[nodiscard]] std::atomic_ref<std::uint32_t> users(Place place) const noexcept {
     return std::atomic_ref(users_[place]);
   }
+  void touch(Lba lba) noexcept;
   void free_places(std::span<const Place> places) noexcept;
   void pop(std::span<Place> places) noexcept;
 
   static constexpr std::uint64_t kRegion = 65536;  // blocks; first_moved() skips regions where nothing has moved
   std::uint64_t blocks_;
   std::uint64_t spare_;
-  Numbers table_;  // per block: its place, exclusive-or its own number, so that fresh zeroes mean "at home"
-  Numbers users_;  // per place: twice its readers, and 1 if it is no block any more
+  // Per block: its place, exclusive-or its own number, so that fresh zeroes mean "at home"; bit 31: it is all zeroes.
+  Numbers table_;
+  Numbers users_;                               // per place: twice its readers, and 1 if it is no block any more
   std::unique_ptr<std::atomic<bool>[]> moved_;  // per region
 
   std::mutex mutex_;               // guards what follows

@@ -2,20 +2,10 @@
 
 #include <utility>
 
-#include "target/store/atomicity.h"
-
 namespace rbt::target {
 
 using transport::coherence::Pass;
 using transport::coherence::Passage;
-
-namespace {
-
-void add(std::atomic<std::uint64_t>& tally, std::uint64_t bytes) noexcept {
-  tally.store(tally.load(std::memory_order_relaxed) + bytes, std::memory_order_relaxed);  // one writer
-}
-
-}  // namespace
 
 MapQueue::MapQueue(MapStore& store, const StoreQueueContext& context)
     : store_(store),
@@ -51,8 +41,7 @@ BlockRange MapQueue::blocks(std::uint64_t offset, std::uint64_t length) const no
 void MapQueue::enter(Lease& lease) noexcept {
   lease.pass = 0;
   const bool covered = bytes(lease.range.end()) <= store_.mapping()->span().size;
-  // Files outlive this process: a block that it was copying when it was killed would stay torn.
-  const bool torn = lease.intent == Intent::write && tears(lease.path_mtu, store_.block_shift(), true);
+  const bool torn = lease.intent == Intent::write && store_.stages(lease.path_mtu);
   if (!covered || torn) return;
   const Pass pass = use_->enter();
   if (!pass) return;
@@ -68,7 +57,7 @@ void MapQueue::enter(Lease& lease) noexcept {
 Progress MapQueue::acquire(Lease& lease, StoreRequest& request) {
   if (lease.intent == Intent::write && store_.read_only()) return Progress::done(StoreStatus::read_only);
   enter(lease);
-  add(lease.pass != 0 ? tally_->in_place : tally_->through_buffer, bytes(lease.range.end()) - bytes(lease.range.first));
+  tally_->add(lease.pass != 0, bytes(lease.range.end()) - bytes(lease.range.first));
   return in_place_.acquire(lease, request);
 }
 

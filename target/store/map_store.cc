@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "target/store/map_queue.h"
+#include "target/store/map_shadow_queue.h"
 #include "transport/coherence/lease.h"
 #include "transport/coherence/monitor.h"
 
@@ -64,16 +65,36 @@ class MapStore::Guarded final : public coherence::Registration {
                      fmt::format("store '{}': its file has {} bytes, of which {} are mapped: it must "
                                  "be that long again first",
                                  store_.spec_, size.value_or(0), store_.mapping_->span().size));
+    if (auto ours = still_ours(); !ours) return ours;
     return store_.registered_ ? store_.registered_->restore() : Result<void>();
   }
 
  private:
+  /// Blocks may be anybody's; the table that says where they lie is not.
+  [[nodiscard]] Result<void> still_ours() {
+    if (!store_.image_) return {};
+    ImageTable& table = store_.image_->table();
+    const auto broken = [&](Error error) {
+      return failure(ErrorKind::in_use, std::move(error).within(fmt::format("store '{}'", store_.spec_)).message());
+    };
+    if (table.broken()) return broken(Error(ErrorKind::in_use, "its table is broken: restart"));
+    auto compared = table.compare(
+        [this](std::uint64_t offset, std::span<std::byte> bytes) { return store_.read_file(offset, bytes); });
+    if (!compared) {
+      store_.logger_.error("store '{}': {}; it answers with errors until it is opened again", store_.spec_,
+                           compared.error().message());
+      return broken(std::move(compared.error()));
+    }
+    return {};
+  }
+
   MapStore& store_;
 };
 
-MapStore::MapStore(std::string spec, MapFound found, const StoreEnvironment& environment)
+MapStore::MapStore(std::string spec, MapFound found, Atomicity atomicity, const StoreEnvironment& environment)
     : spec_(std::move(spec)),
       found_(std::move(found)),
+      atomicity_(atomicity),
       clock_(environment.clock),
       logger_(environment.logger),
       explain_only_(environment.explain_only),
@@ -83,7 +104,7 @@ Result<std::unique_ptr<Store>> MapStore::create(std::string spec, const MapOptio
                                                 const StoreEnvironment& environment) {
   auto found = look_at(options.path);
   if (!found) return failure(std::move(found.error()));
-  std::unique_ptr<MapStore> store(new MapStore(std::move(spec), std::move(*found), environment));
+  std::unique_ptr<MapStore> store(new MapStore(std::move(spec), std::move(*found), options.atomicity, environment));
   if (auto opened = store->open(options, environment); !opened) return failure(std::move(opened.error()));
   environment.logger.info("store '{}': {}", store->spec_, store->serving());
   return std::unique_ptr<Store>(std::move(store));
@@ -96,7 +117,37 @@ MapStore::~MapStore() {
 
 // ---- opening ----
 
-Result<void> MapStore::open(const MapOptions& options, const StoreEnvironment& environment) {
+/// What `options` leave open follows from what the file is. Nothing: its bytes are the blocks.
+Result<std::optional<ShadowLayout>> MapStore::choose_form(MapOptions& options) const {
+  if (atomicity_ != Atomicity::shadow) {
+    if (atomicity_ == Atomicity::in_place || options.read_only) return std::nullopt;
+    const auto bytes = MapImage::beginning(options.path, found_.kind);
+    if (!bytes || !begins_like_shadow_image(*bytes)) return std::nullopt;
+    // A host may have written these bytes to annoy, so that it is no reason to serve nothing, nor to believe them.
+    options.read_only = true;
+    logger_.warning(
+        "store '{}': it begins like a shadow image, whose tables hosts would overwrite: it is served read-only, as the "
+        "bytes that it is; atomic=shadow serves the disk that is in it, atomic=in-place lets hosts write where they "
+        "like",
+        spec_);
+    return std::nullopt;
+  }
+  const auto layout = MapImage::understand(options.path, found_);
+  if (!layout) return failure(layout.error());
+  if (options.block_shift && options.block_shift->value() != layout->block_shift.value())
+    return failure(
+        ErrorKind::invalid_argument,
+        fmt::format("store '{}': its shadow image has blocks of {} bytes: leave block= out; other blocks are "
+                    "to be had by converting it to raw and back",
+                    spec_, layout->block_shift.block_size()));
+  options.block_shift = layout->block_shift;
+  if (!options.identity) options.identity = layout->identity;
+  return *layout;
+}
+
+Result<void> MapStore::open(MapOptions options, const StoreEnvironment& environment) {
+  const auto layout = choose_form(options);
+  if (!layout) return failure(layout.error());
   const FileOptions file{.name = {"map", options.path},
                          .block_shift = options.block_shift,
                          .read_only = options.read_only,
@@ -112,30 +163,82 @@ Result<void> MapStore::open(const MapOptions& options, const StoreEnvironment& e
     why_copied_ = why_not_memory(found_);
     return {};
   }
-  if (auto mapped = map(); !mapped) {
-    // What has no read(2) and write(2) has no other way.
-    if (found_.kind == MapKind::devdax || on_hugetlbfs(file_->medium().fd()))
-      return failure(std::move(mapped.error()).within(fmt::format("store '{}'", spec_)));
+  auto mapped = map(options.persister);
+  // What has no read(2) and write(2) has no other way.
+  if (!mapped && (found_.kind == MapKind::devdax || on_hugetlbfs(file_->medium().fd())))
+    return failure(std::move(mapped.error()).within(fmt::format("store '{}'", spec_)));
+  if (*layout) {
+    const Geometry& all = file_->medium().geometry();
+    auto image =
+        MapImage::open(**layout, all.blocks.value() << all.block_shift.value(),
+                       [this](std::uint64_t offset, std::span<std::byte> bytes) { return read_file(offset, bytes); });
+    if (!image) return failure(std::move(image.error()).within(fmt::format("store '{}'", spec_)));
+    image_ = std::move(*image);
+  }
+  if (mapped) {
+    open_memory(environment);
+  } else {
     why_copied_ = mapped.error().message();
     mapping_.reset();
-    return {};
+  }
+  return {};
+}
+
+void MapStore::open_memory(const StoreEnvironment& environment) {
+  if (auto done = allocate(); !done) {
+    why_copied_ = done.error().message();
+    if (found_.kind != MapKind::hugetlbfs) mapping_.reset();
+    return;
   }
   if (leased(found_.kind)) guard(environment.monitor);
-  if (!mapping_) return {};
+  if (!mapping_) return;
   const bool guarded = region_ != nullptr || !leased(found_.kind);
   if (guarded && found_.kind != MapKind::fsdax) registered_.emplace(mapping_->span(), transport::RemoteAccess::none);
   if (registered_ && region_ != nullptr) registered_->fence();  // until the guard stands
   if (region_ != nullptr) begin_guarding();
+}
+
+/// Where our own CPU writes into the file's pages (shm), all of them must be there: one that cannot be found then is a
+/// SIGBUS. Where nothing of ours writes there, they come with their use.
+Result<void> MapStore::allocate() {
+  const Geometry& all = file_->medium().geometry();
+  const bool written = image_ != nullptr || atomicity_ == Atomicity::in_place;
+  if (!written || all.read_only || explain_only_ || found_.kind == MapKind::devdax) return {};
+  while (::fallocate(file_->medium().fd(), 0, 0, static_cast<::off_t>(all.blocks.value() << all.block_shift.value())) !=
+         0)
+    if (errno != EINTR)
+      return errno_failure(errno, "finding memory for all of it",
+                           "it is written by way of buffers, as long as there is some");
   return {};
 }
 
-Result<void> MapStore::map() {
+/// Slow path.
+Result<void> MapStore::read_file(std::uint64_t offset, std::span<std::byte> bytes) const {
+  while (!bytes.empty()) {
+    const std::int64_t moved =
+        found_.kind == MapKind::devdax
+            ? copy_from_mapping(mapping_->span().data + offset, bytes.data(), bytes.size())
+            : ::pread(file_->medium().fd(), bytes.data(), bytes.size(), static_cast<::off_t>(offset));
+    if (moved < 0 && found_.kind != MapKind::devdax && errno == EINTR) continue;
+    if (moved <= 0)
+      return errno_failure(moved == 0                       ? EIO
+                           : found_.kind == MapKind::devdax ? static_cast<int>(-moved)
+                                                            : errno,
+                           fmt::format("reading its bytes {} to {}", offset, offset + bytes.size()));
+    offset += static_cast<std::uint64_t>(moved);
+    bytes = bytes.subspan(static_cast<std::size_t>(moved));
+  }
+  return {};
+}
+
+Result<void> MapStore::map(Persister* persister) {
   const FileMedium& medium = file_->medium();
   const bool persistent = found_.kind == MapKind::devdax || found_.kind == MapKind::fsdax;
   const bool writable = !medium.geometry().read_only;
   auto mapping = Mapping::create(medium.fd(), medium.geometry().blocks.value() << block_shift().value(),
                                  {.writable = writable,
                                   .persistence = persistent ? Persistence::cache_lines : Persistence::none,
+                                  .persister = persister,
                                   .synchronous = found_.kind == MapKind::fsdax});
   if (!mapping) {
     const bool sealed = found_.kind == MapKind::memfd && writable && keeps_its_pages(::fcntl(medium.fd(), F_GET_SEALS));
@@ -197,6 +300,7 @@ void MapStore::begin_guarding() {
 
 Geometry MapStore::geometry() const {
   Geometry geometry = file_->geometry();
+  if (image_) return image_->geometry(geometry);
   if (!mapping_) return geometry;
   geometry.write_cache = found_.kind == MapKind::fsdax;  // by way of the descriptor it has one
   geometry.discard = geometry.read_only ? Ability::none : Ability::emulated;
@@ -209,16 +313,30 @@ Geometry MapStore::geometry() const {
   return geometry;
 }
 
-Result<void> MapStore::prepare(transport::ProtectionDomain& domain, std::uint32_t) {
+Result<void> MapStore::prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) {
   if (!registered_) return {};
+  if (atomicity_ == Atomicity::in_place && !read_only() && tears(path_mtu, block_shift(), true) &&
+      !warned_.exchange(true, std::memory_order_relaxed))
+    logger_.warning(
+        "store '{}': its blocks of {} bytes are written in place, as atomic=in-place demands, {}: who is lost or "
+        "killed "
+        "leaves blocks half new; leave atomic= out, or use atomic=shadow",
+        spec_, block_shift().block_size(),
+        path_mtu == 0 ? "by a CPU" : fmt::format("by a connection whose packets hold {}", path_mtu));
   const std::lock_guard lock(mutex_);
   if (std::find(refused_.begin(), refused_.end(), &domain) != refused_.end()) return {};
-  auto done = registered_->ensure(domain);
+  auto done = ensure(domain);
   if (done) return {};
   refused_.push_back(&domain);
   logger_.warning("store '{}': its {} bytes cannot be registered with {}: {}; hosts there are served by way of buffers",
                   spec_, mapping_->span().size, domain.name(), done.error().message());
   return {};
+}
+
+Result<void> MapStore::ensure(transport::ProtectionDomain& domain) {
+  if (image_)
+    if (auto done = image_->zeroes().ensure(domain); !done) return done;
+  return registered_->ensure(domain);
 }
 
 std::optional<std::uint32_t> MapStore::lkey(const Lease& lease) const noexcept {
@@ -230,8 +348,8 @@ std::optional<std::uint32_t> MapStore::lkey(const Lease& lease) const noexcept {
 }
 
 Result<std::unique_ptr<StoreQueue>> MapStore::open_queue(const StoreQueueContext& context) {
-  if (!mapping_) return file_->open_queue(context);
-  auto queue = MapQueue::open(*this, context);
+  if (!mapping_ && !image_) return file_->open_queue(context);
+  auto queue = image_ ? MapShadowQueue::open(*this, context) : MapQueue::open(*this, context);
   if (!queue) return failure(std::move(queue.error()).within(fmt::format("store '{}'", spec_)));
   return queue;
 }
@@ -244,6 +362,7 @@ std::shared_ptr<MapTally> MapStore::new_tally() {
 // ---- what people are told ----
 
 std::string MapStore::serving() const {
+  if (image_ && !registered_) return fmt::format("a shadow image in {}; by way of buffers: {}", found_.is, why_copied_);
   if (!mapping_) return fmt::format("{}; served as file: does, by way of buffers: {}", found_.is, why_copied_);
   if (found_.kind == MapKind::fsdax)
     return fmt::format(
@@ -256,15 +375,18 @@ std::string MapStore::serving() const {
                                      ? "a device: its pages stay"
                                      : "guarded by a write lease: whoever opens it for writing waits until no adapter "
                                        "reaches it";
-  return fmt::format("{}; served in place, without a copy, to hosts whose device can register it; {}", found_.is,
-                     guard);
+  const auto way = image_ ? fmt::format("served without a copy, written to one of {} landing blocks first",
+                                        image_->layout().landing.value())
+                          : std::string("served in place, without a copy,");
+  return fmt::format("{}{}; {} to hosts whose device can register it; {}", image_ ? "a shadow image in " : "",
+                     found_.is, way, guard);
 }
 
 std::string MapStore::explain() const {
   std::string text = serving();
   if (mapping_ && mapping_->persistence() == Persistence::cache_lines)
     text += "\ndurable: written back out of the CPU's caches before the answer";
-  else if (mapping_)
+  else if (mapping_ || image_)
     text += "\ndurable: it is memory: it survives this program, and not the machine";
   if (away_.load(std::memory_order_relaxed))
     text += "\nnow: somebody else has it open, so it is copied until they close it";

@@ -8,11 +8,14 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "common/result.h"
+#include "target/store/atomicity.h"
 #include "target/store/file_store.h"
+#include "target/store/map_image.h"
 #include "target/store/map_look.h"
 #include "target/store/mapping.h"
 #include "target/store/range_lock.h"
@@ -24,15 +27,21 @@ namespace rbt::target {
 
 struct MapOptions {
   std::string path;
-  std::optional<BlockShift> block_shift;  ///< none: 512
+  std::optional<BlockShift> block_shift = std::nullopt;  ///< none: 512, or the image's own
   bool read_only = false;
-  std::optional<Identity> identity;  ///< none: the one kept with the file
+  std::optional<Identity> identity = std::nullopt;  ///< none: the one kept with the file
+  Atomicity atomicity = Atomicity::automatic;       ///< shadow: the file is a shadow image (shadow_image.h)
+  Persister* persister = nullptr;                   ///< for tests: takes the place of libpmem
 };
 
 /// What a queue has moved. Written by its reactor, read by anybody (relaxed: statistics).
 struct alignas(64) MapTally {
   std::atomic<std::uint64_t> in_place{0};        ///< bytes, in leases on the memory itself
   std::atomic<std::uint64_t> through_buffer{0};  ///< bytes, in leases on buffers
+  void add(bool to_in_place, std::uint64_t bytes) noexcept {
+    auto& sum = to_in_place ? in_place : through_buffer;
+    sum.store(sum.load(std::memory_order_relaxed) + bytes, std::memory_order_relaxed);
+  }
 };
 
 /// Who can take the pages away decides how it is guarded:
@@ -64,6 +73,17 @@ class MapStore final : public Store {
   [[nodiscard]] std::optional<std::uint32_t> lkey(const Lease& lease) const noexcept;
   /// What guards the mapping; null: nobody can take it away.
   [[nodiscard]] transport::coherence::Region* region() const noexcept { return region_.get(); }
+  /// What atomic=shadow serves; null: the file's bytes are the blocks.
+  [[nodiscard]] MapImage* image() const noexcept { return image_.get(); }
+  /// Whether the mapping can be written without a pass, for good: nobody can take its pages away.
+  [[nodiscard]] bool pages_stay() const noexcept {
+    return mapping_ && (found_.kind == MapKind::memfd || found_.kind == MapKind::devdax);
+  }
+  /// Whether a write of that connection goes by way of a buffer, lest it leave a block half new. Files outlive this
+  /// process: a block that it was copying when it was killed would stay torn.
+  [[nodiscard]] bool stages(std::uint32_t path_mtu) const noexcept {
+    return atomicity_ != Atomicity::in_place && tears(path_mtu, block_shift(), true);
+  }
   [[nodiscard]] FileStore& file() const noexcept { return *file_; }
   [[nodiscard]] RangeLock& range_lock() noexcept { return file_->range_lock(); }
   [[nodiscard]] bool read_only() const noexcept { return file_->medium().geometry().read_only; }
@@ -77,9 +97,15 @@ class MapStore final : public Store {
  private:
   /// Fences and restores; looks before if the file is still long enough.
   class Guarded;
-  MapStore(std::string spec, MapFound found, const StoreEnvironment& environment);
-  [[nodiscard]] Result<void> open(const MapOptions& options, const StoreEnvironment& environment);
-  [[nodiscard]] Result<void> map();
+  MapStore(std::string spec, MapFound found, Atomicity atomicity, const StoreEnvironment& environment);
+  [[nodiscard]] Result<void> open(MapOptions options, const StoreEnvironment& environment);
+  [[nodiscard]] Result<std::optional<ShadowLayout>> choose_form(MapOptions& options) const;
+  [[nodiscard]] Result<void> open_image(const ShadowLayout& layout);
+  [[nodiscard]] Result<void> allocate();
+  void open_memory(const StoreEnvironment& environment);
+  [[nodiscard]] Result<void> read_file(std::uint64_t offset, std::span<std::byte> bytes) const;
+  [[nodiscard]] Result<void> ensure(transport::ProtectionDomain& domain);
+  [[nodiscard]] Result<void> map(Persister* persister);
   [[nodiscard]] Result<void> seal();
   void guard(transport::coherence::Monitor* monitor);
   void begin_guarding();
@@ -88,6 +114,7 @@ class MapStore final : public Store {
 
   std::string spec_;
   MapFound found_;
+  const Atomicity atomicity_;
   const Clock& clock_;
   Logger& logger_;
   const bool explain_only_;
@@ -95,8 +122,10 @@ class MapStore final : public Store {
   std::optional<Mapping> mapping_;
   std::optional<transport::RegisteredMemory> registered_;
   std::unique_ptr<FileStore> file_;
+  std::unique_ptr<MapImage> image_;
   std::unique_ptr<Guarded> guarded_;
   std::unique_ptr<transport::coherence::Region> region_;  // before what it fences, and the descriptor it leases, goes
+  std::atomic<bool> warned_{false};                       // that blocks may be torn; set once
   std::atomic<bool> away_{false};                         // what the log was told last
   std::mutex log_mutex_;                                  // guards:
   std::array<RateLimit, 3> log_limit_;                    // away, back, failures

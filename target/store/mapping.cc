@@ -19,18 +19,21 @@ Result<Mapping> Mapping::create(int fd, std::uint64_t size, const MappingOptions
   if (address == MAP_FAILED) return errno_failure(errno, fmt::format("mapping its {} bytes", size));
   mapping.span_ = {static_cast<std::byte*>(address), size, fd, 0, options.writable};
   mapping.persistence_ = options.persistence;
+  mapping.persister_ = options.persister;
   // A child would share the descriptor's lease and the pages; none of ours uses them (fork and exec).
   ::madvise(address, size, MADV_DONTFORK);
   return mapping;
 }
 
-Mapping::Mapping(Mapping&& other) noexcept : span_(std::exchange(other.span_, {})), persistence_(other.persistence_) {}
+Mapping::Mapping(Mapping&& other) noexcept
+    : span_(std::exchange(other.span_, {})), persistence_(other.persistence_), persister_(other.persister_) {}
 
 Mapping::~Mapping() {
   if (span_.data != nullptr) ::munmap(span_.data, span_.size);
 }
 
 void Mapping::persist(std::uint64_t offset, std::uint64_t length) const noexcept {
+  if (persister_ != nullptr) return persister_->persist(offset, length);
   if (persistence_ == Persistence::cache_lines) ::pmem_persist(span_.data + offset, length);
 }
 

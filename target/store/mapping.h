@@ -15,10 +15,18 @@ enum class Persistence : std::uint8_t {
   cache_lines,  ///< persistent memory: written back out of the CPU's caches (libpmem)
 };
 
+/// Stands in for libpmem where a test wants to know what was made to last, and when.
+class Persister {
+ public:
+  virtual ~Persister() = default;
+  virtual void persist(std::uint64_t offset, std::uint64_t length) noexcept = 0;
+};
+
 struct MappingOptions {
   bool writable = true;
   Persistence persistence = Persistence::none;
-  bool synchronous = false;  ///< MAP_SYNC: a file system with dax keeps its own records as durable as our stores
+  Persister* persister = nullptr;  ///< outlives the mapping; null: libpmem
+  bool synchronous = false;        ///< MAP_SYNC: a file system with dax keeps its own records as durable as our stores
 };
 
 /// Shared, all of it, for the life of the object. The descriptor is borrowed.
@@ -40,6 +48,7 @@ class Mapping {
   Mapping() = default;
   transport::MemorySpan span_;
   Persistence persistence_ = Persistence::none;
+  Persister* persister_ = nullptr;
 };
 
 /// Copies by way of the kernel. It does not leave off in the middle of a page, whoever is killed, so that blocks stay

@@ -18,11 +18,6 @@ namespace rbt::target {
 
 namespace {
 
-// Spare places: an eighth of the store, so that writes of many commands can be on their way at a time, within bounds; no
-// more than the store itself, whose longest command they always hold.
-constexpr std::uint64_t kSpareMin = 4 * kMiB;
-constexpr std::uint64_t kSpareMax = 64 * kMiB;
-
 class RamQueue final : public StoreQueue, private ZeroedMemory, private InPlaceMemory, private ShadowMemory {
  public:
   RamQueue(RamStore& store, const StoreQueueContext& context)
@@ -36,9 +31,7 @@ class RamQueue final : public StoreQueue, private ZeroedMemory, private InPlaceM
     return shadow_ ? shadow_->acquire(lease, request) : in_place_.acquire(lease, request);
   }
   Progress commit(Lease& lease, Durability durability, StoreRequest& request) override {
-    if (!shadow_) return in_place_.commit(lease, durability, request);
-    shadow_->commit(lease);
-    return Progress::done();
+    return shadow_ ? Progress::done(shadow_->commit(lease)) : in_place_.commit(lease, durability, request);
   }
   void release(Lease& lease) noexcept override { shadow_ ? shadow_->release(lease) : in_place_.release(lease); }
   Progress flush(StoreRequest&) override { return Progress::done(); }
@@ -125,6 +118,16 @@ class RamQueue final : public StoreQueue, private ZeroedMemory, private InPlaceM
                                                   : shadow.table.blocks() + into(shadow.memory.data()));
   }
 
+  StoreStatus move(Lba first, std::span<const BlockTable::Place> places) override {
+    BlockTable& table = store_.shadow().table;
+    BlockTable::Freed freed(table);
+    for (const BlockTable::Place place : places) {
+      table.commit(first, place, freed);
+      first = first + Blocks(1);
+    }
+    return StoreStatus::ok;
+  }
+
   RamStore& store_;
   transport::Reactor& reactor_;
   bool in_place_settled_ = false;
@@ -158,16 +161,15 @@ Result<std::unique_ptr<Store>> RamStore::create(std::string spec, const RamOptio
 }
 
 Result<void> RamStore::make_shadow() {
-  const std::uint64_t size =
-      std::min(options_.size.value(), std::clamp(options_.size.value() / 8, kSpareMin, kSpareMax));
-  const Blocks spare = options_.block_shift.blocks(Bytes(size));
+  const Bytes size = landing_size(options_.size);
+  const Blocks spare = options_.block_shift.blocks(size);
   const Blocks blocks = options_.block_shift.blocks(options_.size);
   if (blocks.value() + spare.value() > BlockTable::kPlacesMax)
     return failure(ErrorKind::unsupported,
                    fmt::format("store '{}': atomic=shadow with {} blocks: {} are the most; use larger blocks, or "
                                "atomic=in-place",
                                spec_, blocks.value(), BlockTable::kPlacesMax - spare.value()));
-  auto memory = StoreMemory::create(Bytes(size), {"rbt-ram-spare", options_.huge_pages, false}, arena_);
+  auto memory = StoreMemory::create(size, {"rbt-ram-spare", options_.huge_pages, false}, arena_);
   if (!memory) return failure(std::move(memory.error()).within(fmt::format("store '{}': landing blocks", spec_)));
   shadow_ = std::make_unique<RamShadow>(blocks, spare, std::move(*memory));
   settled_.store(Atomicity::shadow, std::memory_order_release);

@@ -15,6 +15,11 @@ constexpr std::uintptr_t kCommitted = 256;
 
 }  // namespace
 
+ShadowMemory::Piece ShadowMemory::zeroes(const Lease&) noexcept {
+  check(false, "whoever zeroes entries of the table has zeroes to show");
+  return {};
+}
+
 transport::Segment* SegmentArrays::take(std::size_t count, unsigned& size_class) {
   size_class = static_cast<unsigned>(std::bit_width(count - 1));
   check(size_class < kClasses, "a lease has no more segments than blocks");
@@ -62,8 +67,12 @@ void Shadow::hold(Lease& lease, std::size_t count) {
   std::size_t used = 0;
   for (std::size_t i = 0; i < count; ++i) {
     const std::uint64_t place = places_[i];
+    if (place == BlockTable::kZeroes) {
+      i += hold_zeroes(lease, array[used++], i, count);
+      continue;
+    }
     const bool same_piece = place - piece.first < piece.count;
-    if (same_piece && i > 0 && place == std::uint64_t{places_[i - 1]} + 1) {
+    if (same_piece && i > 0 && place == std::uint64_t{places_[i - 1]} + 1) {  // never behind zeroes
       array[used - 1].length += block;
       continue;
     }
@@ -74,6 +83,16 @@ void Shadow::hold(Lease& lease, std::size_t count) {
   lease.token = size_class;
 }
 
+/// As many blocks of zeroes from places_[i] on as are one segment; returns how many there are behind the first.
+std::size_t Shadow::hold_zeroes(const Lease& lease, transport::Segment& segment, std::size_t i, std::size_t count) {
+  const ShadowMemory::Piece zeroes = memory_.zeroes(lease);
+  std::size_t more = 0;
+  while (more + 1 < zeroes.count && i + more + 1 < count && places_[i + more + 1] == BlockTable::kZeroes)
+    ++more;
+  segment = {zeroes.data, static_cast<std::uint32_t>((more + 1) << block_shift_.value()), zeroes.lkey};
+  return more;
+}
+
 /// each(Lba, Place) for every block, in order.
 template <typename Each>
 void Shadow::for_each_place(const Lease& lease, Each each) const {
@@ -81,16 +100,18 @@ void Shadow::for_each_place(const Lease& lease, Each each) const {
   for (const transport::Segment& segment : lease.segments) {
     BlockTable::Place place = memory_.place_of(segment.data);
     for (std::uint32_t at = 0; at < segment.length; at += block_shift_.block_size()) {
-      each(lba, place++);
+      each(lba, place);
+      if (place != BlockTable::kZeroes) ++place;
       lba = lba + Blocks(1);
     }
   }
 }
 
-void Shadow::commit(Lease& lease) noexcept {
-  BlockTable::Freed freed(table_);
-  for_each_place(lease, [&](Lba lba, BlockTable::Place place) { table_.commit(lba, place, freed); });
+StoreStatus Shadow::commit(Lease& lease) {
+  std::size_t count = 0;
+  for_each_place(lease, [&](Lba, BlockTable::Place place) { places_[count++] = place; });
   lease.token |= kCommitted;
+  return memory_.move(lease.range.first, {places_.get(), count});
 }
 
 void Shadow::release(Lease& lease) noexcept {

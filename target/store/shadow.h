@@ -1,9 +1,11 @@
 #pragma once
-// Blocks that are never written where they lie: what ram (atomic=shadow) does with a BlockTable.
+// Blocks that are never written where they lie: what ram and map (atomic=shadow) do with a BlockTable.
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "target/store/block_table.h"
@@ -12,6 +14,14 @@
 #include "target/store/store_request.h"
 
 namespace rbt::target {
+
+/// How much there is to land in: an eighth of the store, so that writes of many commands can be on their way at a time,
+/// within bounds; no more than the store itself, whose longest command they always hold.
+inline constexpr Bytes kLandingMin(4 * kMiB);
+inline constexpr Bytes kLandingMax(64 * kMiB);
+[[nodiscard]] constexpr Bytes landing_size(Bytes store) noexcept {
+  return std::min(store, std::clamp(Bytes(store.value() / 8), kLandingMin, kLandingMax));
+}
 
 /// Arrays of segments for leases that have many, kept for use again: the heap is asked for a new peak only. One thread.
 class SegmentArrays {
@@ -42,8 +52,13 @@ class ShadowMemory {
   };
   /// The one that `place` lies in.
   [[nodiscard]] virtual Piece piece(BlockTable::Place place, const Lease& lease) noexcept = 0;
-  /// The place that begins at `data`.
+  /// Where kZeroes lies for reads: `first` is of no matter, `count` blocks of zeroes. Who never has such blocks has none.
+  [[nodiscard]] virtual Piece zeroes(const Lease& lease) noexcept;
+  /// The place that begins at `data`; kZeroes for all that lies in zeroes().
   [[nodiscard]] virtual BlockTable::Place place_of(const std::byte* data) noexcept = 0;
+  /// The blocks from `first` on lie at `places`, which hold their new data, from now on: changes the table, and whatever
+  /// has to know before it. If it fails, the places stay away: nobody can tell what refers to them.
+  [[nodiscard]] virtual StoreStatus move(Lba first, std::span<const BlockTable::Place> places) = 0;
   /// Shadow::claim() said no, and now it would say yes.
   virtual void on_claimed() = 0;
 };
@@ -63,7 +78,7 @@ class Shadow final : private HandOver::Receiver {
 
   // As StoreQueue's.
   Progress acquire(Lease& lease, StoreRequest& request);
-  void commit(Lease& lease) noexcept;
+  [[nodiscard]] StoreStatus commit(Lease& lease);
   void release(Lease& lease) noexcept;
 
   // For zeroes: places for `count` blocks of the queue's own, which then become blocks.
@@ -79,6 +94,7 @@ class Shadow final : private HandOver::Receiver {
     Lease* lease = nullptr;
   };
   void hold(Lease& lease, std::size_t count);
+  std::size_t hold_zeroes(const Lease& lease, transport::Segment& segment, std::size_t i, std::size_t count);
   template <typename Each>
   void for_each_place(const Lease& lease, Each each) const;
   void on_handed_over(HandOver::Record& record) override;

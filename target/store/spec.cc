@@ -164,14 +164,18 @@ Opened open_file(std::string_view spec, const SpecPart& part, const StoreEnviron
 }
 
 Opened open_map(std::string_view spec, const SpecPart& part, const StoreEnvironment& environment) {
-  const SpecReader reader(spec, part, "block=512|1024|2048|4096, readonly, uuid=UUID");
+  const SpecReader reader(spec, part, "block=512|1024|2048|4096, readonly, atomic=auto|in-place|shadow, uuid=UUID");
   if (!part.argument) return failure(reader.missing("the path of a memfd, a file or a devdax device"));
   MapOptions options;
   options.path = part.argument->text;
   for (const SpecOption& option : part.options) {
     auto taken = take_medium_option(reader, option, options);
     if (!taken) return failure(std::move(taken.error()));
-    if (!*taken) return failure(reader.unknown(option));
+    if (*taken) continue;
+    if (option.key.text != "atomic") return failure(reader.unknown(option));
+    auto atomicity = read_atomicity(reader, option);
+    if (!atomicity) return failure(std::move(atomicity.error()));
+    options.atomicity = *atomicity;
   }
   return MapStore::create(std::string(spec), options, environment);
 }
@@ -247,10 +251,12 @@ Result<std::vector<WrapStore>> understand_layers(std::string_view spec, const st
 std::string_view store_spec_help() noexcept {
   return "file:PATH[,block=512|1024|2048|4096][,readonly][,direct=auto|on|off][,uuid=UUID]\n"
          "                                                             an image or a block device; ',' in PATH: \\,\n"
-         "map:PATH[,block=512|1024|2048|4096][,readonly][,uuid=UUID]   a memfd, a file on tmpfs or hugetlbfs, a "
+         "map:PATH[,block=512|1024|2048|4096][,readonly][,atomic=auto|in-place|shadow][,uuid=UUID]\n"
+         "                                                             a memfd, a file on tmpfs or hugetlbfs, a "
          "devdax\n"
          "                                                             device: without a copy; other files as file: "
-         "does\n"
+         "does;\n"
+         "                                                             shadow: an image of --convert-image\n"
          "nbd:URI[,block=…][,readonly][,writes=durable|cached][,timeout=20s][,connections=N][,uuid=UUID]\n"
          "                                                             what an NBD server exports: qcow2 and more\n"
          "ram:size=SIZE[,block=512|1024|2048|4096][,huge=auto|never][,atomic=auto|in-place|shadow]\n"

@@ -1,6 +1,8 @@
 // The table that says where blocks lie: what is free, who reads what, and that no place is two things at a time.
 
+#include <algorithm>
 #include <catch2/catch.hpp>
+#include <cstring>
 #include <thread>
 #include <vector>
 
@@ -8,6 +10,7 @@
 #include "common/log.h"
 #include "common/random.h"
 #include "target/store/block_table.h"
+#include "target/store/image_table.h"
 
 using namespace rbt;
 using namespace rbt::target;
@@ -82,6 +85,39 @@ TEST_CASE("A place that is read is not free before its last reader has left") {
   CHECK(fixture.table.free() == 4);
 }
 
+TEST_CASE("A block of zeroes keeps its place until it is written, and whoever reads there keeps what he reads") {
+  Fixture fixture;
+  const Place reader = fixture.table.pin(Lba(3));
+  fixture.table.zero(Lba(3));
+  CHECK(fixture.where(3) == BlockTable::kZeroes);
+  CHECK(fixture.table.look(Lba(3)).place == 3);
+  CHECK(fixture.table.first_moved(Lba(0), Lba(16)) == Lba(3));
+  CHECK(fixture.table.free() == 4);
+  fixture.commit(3, fixture.take_one());
+  CHECK(fixture.where(3) == 16);
+  CHECK(fixture.table.free() == 3);
+  fixture.unpin(reader);
+  CHECK(fixture.table.free() == 4);
+}
+
+TEST_CASE("A table that was kept is the same again, and two blocks at one place are noticed") {
+  Fixture fixture;
+  fixture.table.restore(Lba(2), 17, false);
+  fixture.table.restore(Lba(5), 2, true);
+  SECTION("each has its own") {
+    REQUIRE_FALSE(fixture.table.restored());
+    CHECK(fixture.where(2) == 17);
+    CHECK(fixture.where(5) == BlockTable::kZeroes);
+    CHECK(fixture.where(6) == 6);
+    for (const Place expected : {5u, 16u, 18u, 19u})
+      CHECK(fixture.take_one() == expected);
+  }
+  SECTION("two at one") {
+    fixture.table.restore(Lba(9), 17, false);
+    CHECK(fixture.table.restored() == Lba(9));
+  }
+}
+
 TEST_CASE("Who waits for places gets them in order, however few the next one wants") {
   Fixture fixture;
   std::array<Place, 4> all{};
@@ -154,4 +190,51 @@ TEST_CASE("Readers and writers on many threads never see a block that is half ne
     thread.join();
   CHECK(mixed.load() == 0);
   CHECK(table.free() == kSpare);
+}
+
+namespace {
+
+/// A table in a file, of which a page is written at a time.
+struct Pages final : TableMedium {
+  explicit Pages(std::vector<std::uint64_t>& kept) : entries(kept) {}
+  StoreStatus write_entries(Lba first, std::span<const std::uint64_t> wanted) override {
+    std::copy(wanted.begin(), wanted.end(), entries.begin() + static_cast<std::ptrdiff_t>(first.value()));
+    return StoreStatus::ok;
+  }
+  std::vector<std::uint64_t>& entries;  // guarded by the table's locks; tsan looks
+};
+
+}  // namespace
+
+TEST_CASE("Many threads that move and zero the same blocks leave one table in memory and in the file") {
+  const ShadowLayout layout{BlockShift::of(512).value(), Blocks(520), Blocks(16)};
+  ImageTable table(layout);
+  std::vector<std::uint64_t> kept(layout.blocks.value());
+  std::vector<std::thread> threads;
+  for (std::uint64_t seed = 1; seed <= 3; ++seed)
+    threads.emplace_back([&, seed] {
+      Pages medium(kept);
+      Random random(seed);
+      for (int round = 0; round < 5000; ++round) {
+        const Lba first(500 + random.below(17));  // across the end of a page
+        std::array<Place, 4> places{};
+        if (random.below(4) == 0)
+          static_cast<void>(table.zero({first, Blocks(3)}, medium));
+        else if (table.blocks().take(places))
+          static_cast<void>(table.move(first, places, medium));
+      }
+    });
+  for (auto& thread : threads)
+    thread.join();
+  const ImageTable::Read read = [&](std::uint64_t offset, std::span<std::byte> bytes) -> Result<void> {
+    std::memcpy(bytes.data(), kept.data() + (offset - layout.entry_offset(Lba(0))) / 8, bytes.size());
+    return {};
+  };
+  CHECK(table.blocks().free() == layout.landing.value());
+  CHECK(table.compare(read));
+  ImageTable next(layout);
+  CHECK(next.load(read));
+  kept[510] ^= 1;
+  CHECK_FALSE(table.compare(read));
+  CHECK(table.broken());
 }

@@ -21,10 +21,9 @@ namespace rbt::target::test {
 /// A directory of its own, below $TMPDIR or the build directory: on a disk, not on a tmpfs.
 class TemporaryDirectory {
  public:
-  TemporaryDirectory() {
-    const char* const parent = std::getenv("TMPDIR");
-    std::string name =
-        (parent != nullptr ? std::string(parent) : std::filesystem::current_path().string()) + "/store-XXXXXX";
+  TemporaryDirectory() : TemporaryDirectory(usual_parent()) {}
+  explicit TemporaryDirectory(const std::string& parent) {
+    std::string name = parent + "/store-XXXXXX";
     REQUIRE(::mkdtemp(name.data()) != nullptr);
     path_ = name;
   }
@@ -51,6 +50,10 @@ class TemporaryDirectory {
   }
 
  private:
+  [[nodiscard]] static std::string usual_parent() {
+    const char* const parent = std::getenv("TMPDIR");
+    return parent != nullptr ? std::string(parent) : std::filesystem::current_path().string();
+  }
   std::string path_;
   bool mounted_ = false;
 };

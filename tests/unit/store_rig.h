@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -19,11 +20,12 @@
 
 namespace rbt::target::test {
 
-/// Keeps what was logged.
+/// Keeps what was logged. Thread-safe, as loggers are.
 class Journal final : public Logger {
  public:
   Journal() : Logger(LogLevel::debug) {}
   [[nodiscard]] std::size_t count(std::string_view text) const {
+    const std::lock_guard lock(mutex_);
     std::size_t found = 0;
     for (const auto& line : lines_)
       found += line.find(text) != std::string::npos ? 1U : 0U;
@@ -31,7 +33,11 @@ class Journal final : public Logger {
   }
 
  private:
-  void write(LogLevel, std::string message) override { lines_.push_back(std::move(message)); }
+  void write(LogLevel, std::string message) override {
+    const std::lock_guard lock(mutex_);
+    lines_.push_back(std::move(message));
+  }
+  mutable std::mutex mutex_;
   std::vector<std::string> lines_;
 };
 
