@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "tools/program/crc32c.h"
-#include "tools/rbt-connect/progress.h"
+#include "tools/program/progress.h"
 
 namespace rbt::tools {
 

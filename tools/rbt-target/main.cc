@@ -18,6 +18,7 @@
 #include "tools/program/fabrics.h"
 #include "tools/program/options.h"
 #include "tools/rbt-target/configuration.h"
+#include "tools/rbt-target/convert.h"
 #include "tools/rbt-target/explain.h"
 #include "transport/coherence/monitor.h"
 
@@ -31,12 +32,14 @@ constexpr Duration kDrain = std::chrono::seconds(10);
 constexpr std::string_view kUsageText = R"(Usage: rbt-target --listen URI... --subsystem NQN --store SPEC... [options]
        rbt-target --config FILE.toml [options]
        rbt-target --explain SPEC...
+       rbt-target --convert-image FROM TO --to shadow|raw [--block N] [--overwrite]
 
 Serves disks to NVMe-oF hosts until SIGTERM. Prints one line with the word `ready` once it can be connected to. SIGUSR1 makes
 it log what it and each namespace have done so far.
 
   rbt-target --listen nvme+rdma://10.0.0.1 --subsystem nqn.2026-01.io.example:disk --store file:/srv/disk.img
   rbt-target --listen nvme+shm:// --subsystem nqn.2026-01.io.example:disk --store ram:size=1GiB
+  rbt-target --convert-image disk.img /dev/shm/disk.rbt --to shadow --block 4096
 
 )";
 
@@ -60,6 +63,12 @@ po::options_description described() {
       "config", po::value<std::string>()->value_name("FILE"),
       "read all this from a TOML file; other options add to it")(
       "explain", many("SPEC"), "say how a store would be served, and why not better; serve nothing")(
+      "convert-image", po::value<std::vector<std::string>>()->multitoken()->value_name("FROM TO"),
+      "make an image for map:...,atomic=shadow out of a plain one, or the other way; serve nothing")(
+      "to", po::value<std::string>()->value_name("FORM"), "--convert-image: shadow or raw")(
+      "block", po::value<std::string>()->value_name("N"),
+      "--convert-image: the new shadow image's block size (default: 512)")(
+      "overwrite", "--convert-image: TO is a devdax device, and what it holds may be lost")(
       "log-level", po::value<std::string>()->value_name("LEVEL"), "debug, info (default), warning, error or off")(
       "version", "print the version")("help,h", "print this text");
   return options;
@@ -262,6 +271,31 @@ Result<void> serve(const Configuration& configuration, Logger& logger) {
   return {};
 }
 
+Result<target::ConvertOptions> read_convert(const po::variables_map& values) {
+  const auto& paths = values["convert-image"].as<std::vector<std::string>>();
+  const std::string form = values.count("to") ? values["to"].as<std::string>() : "";
+  if (paths.size() != 2)
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("--convert-image: two paths are expected, FROM and TO, and {} are given", paths.size()));
+  if (form != "shadow" && form != "raw")
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("--convert-image needs --to shadow or --to raw{}",
+                               form.empty() ? "" : fmt::format(", not '{}'", printable(form, 40))));
+  target::ConvertOptions options{.from = paths[0],
+                                 .to = paths[1],
+                                 .form = form == "raw" ? target::ImageForm::raw : target::ImageForm::shadow,
+                                 .overwrite = values.count("overwrite") != 0};
+  if (values.count("block") == 0) return options;
+  const auto& text = values["block"].as<std::string>();
+  const auto size = parse_size(text);
+  options.block_shift = size ? BlockShift::of(size->value()) : std::nullopt;
+  if (!options.block_shift || form == "raw")
+    return failure(ErrorKind::invalid_argument,
+                   form == "raw" ? "--block: a plain image has no block size of its own: leave it out"
+                                 : fmt::format("--block {}: 512, 1024, 2048 or 4096 is expected", printable(text, 40)));
+  return options;
+}
+
 int body(const std::vector<std::string>& words) {
   const auto options = described();
   auto values = parse(words, options, {});
@@ -279,6 +313,12 @@ int body(const std::vector<std::string>& words) {
   if (values->count("explain")) {
     const auto explained = explain((*values)["explain"].as<std::vector<std::string>>());
     return explained ? kSuccess : report(kName, explained.error());
+  }
+  if (values->count("convert-image")) {
+    const auto convert_options = read_convert(*values);
+    if (!convert_options) return report(kName, convert_options.error());
+    const auto converted = convert(*convert_options);
+    return converted ? kSuccess : report(kName, converted.error());
   }
   auto configuration = configure(words, *values, options);
   if (!configuration)

@@ -1,4 +1,4 @@
-#include "tools/rbt-connect/progress.h"
+#include "tools/program/progress.h"
 
 #include <fmt/format.h>
 #include <unistd.h>
