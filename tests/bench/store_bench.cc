@@ -1,5 +1,5 @@
 // What a store costs per I/O of 4 KiB, by kind of store, way to the kernel and depth. The file lies in $TMPDIR or the
-// current directory; `cached` reads and writes the page cache, `direct` the disk, `nbd` the memory of an nbdkit beside it. Random offsets in 64 MiB, seeded.
+// current directory, that of `map` in /dev/shm; `cached` reads and writes the page cache, `direct` the disk, `nbd` the memory of an nbdkit beside it. Random offsets in 64 MiB, seeded.
 
 #include <benchmark/benchmark.h>
 #include <signal.h>
@@ -17,9 +17,11 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/random.h"
+#include "target/store/convert_image.h"
 #include "target/store/spec.h"
 #include "target/store/thread_engine.h"
 #include "target/store/uring_engine.h"
+#include "transport/coherence/monitor.h"
 #include "transport/memory/buffer_pool.h"
 #include "transport/reactor/reactor.h"
 
@@ -84,9 +86,10 @@ class Runner final : public StoreRequest {
 void run(benchmark::State& state, const std::string& spec, IoEngineFactory* io, Intent intent, const Shape& shape) {
   SystemClock clock;
   Random random(1);
+  auto monitor = transport::coherence::Monitor::start(clock, null_logger());  // for leases of files on tmpfs
   auto reactor = transport::Reactor::create(clock, null_logger()).value();
   auto buffers = transport::BufferPool::create(Bytes(8 * kMiB), transport::RemoteAccess::none, {}).value();
-  auto store = make_store(spec, {clock, random, null_logger(), io});
+  auto store = make_store(spec, {clock, random, null_logger(), io, monitor ? monitor->get() : nullptr});
   if (!store) return state.SkipWithError(store.error().message().c_str());
   auto queue = (*store)->open_queue({*reactor, *buffers}).value();
   std::vector<Runner> runners(static_cast<std::size_t>(state.range(0)));
@@ -117,9 +120,7 @@ void run(benchmark::State& state, const std::string& spec, IoEngineFactory* io, 
 /// A file with data in it.
 class Image {
  public:
-  Image() {
-    const char* const parent = ::getenv("TMPDIR");
-    path_ = std::string(parent != nullptr ? parent : ".") + "/bench-store-XXXXXX";
+  explicit Image(const std::string& parent) : path_(parent + "/bench-store-XXXXXX") {
     const int fd = ::mkstemp(path_.data());
     std::vector<std::byte> data(kMiB);
     Random(2).fill(data);
@@ -132,6 +133,26 @@ class Image {
   [[nodiscard]] const std::string& path() const { return path_; }
 
  private:
+  std::string path_;
+};
+
+/// The same as a shadow image on tmpfs.
+class ShadowImage final : private ConvertObserver {
+ public:
+  explicit ShadowImage(const Image& plain) : path_(plain.path() + ".shadow") {
+    SystemClock clock;
+    Random random(1);
+    if (!convert_image({.from = plain.path(), .to = path_, .block_shift = BlockShift::of(4096)},
+                       {.clock = clock, .random = random, .logger = null_logger()}, *this))
+      ::abort();
+  }
+  ~ShadowImage() override { ::unlink(path_.c_str()); }
+  ShadowImage(const ShadowImage&) = delete;
+  ShadowImage& operator=(const ShadowImage&) = delete;
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+ private:
+  bool on_converted(Bytes, Bytes) override { return true; }
   std::string path_;
 };
 
@@ -169,7 +190,12 @@ class NbdServer {
 
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
-  const Image image;
+  const char* const parent = ::getenv("TMPDIR");
+  const Image image(parent != nullptr ? parent : ".");
+  const Image memory("/dev/shm");
+  const ShadowImage shadow(memory);
+  const std::string map = "map:" + memory.path() + ",block=4096";
+  const std::string map_shadow = "map:" + shadow.path() + ",atomic=shadow";
   const std::string socket = image.path() + ".nbd";
   const NbdServer server(socket);
   static ThreadFactory threads;
@@ -191,6 +217,12 @@ int main(int argc, char** argv) {
                         {"ram/shadow/128KiB", "ram:size=64MiB,block=4096,atomic=shadow", nullptr, {4096, 131072}},
                         {"ram/128KiB-of-512", "ram:size=64MiB,atomic=in-place", nullptr, {512, 131072}},
                         {"ram/shadow/128KiB-of-512", "ram:size=64MiB,atomic=shadow", nullptr, {512, 131072}},
+                        {"map", map, nullptr, {4096, 4096, 4096}},
+                        {"map/staged", map, nullptr, {4096, 4096, 1024}},
+                        {"map/shadow", map_shadow, nullptr, {4096, 4096, 1024}},
+                        {"map/128KiB", map, nullptr, {4096, 131072, 4096}},
+                        {"map/staged/128KiB", map, nullptr, {4096, 131072, 1024}},
+                        {"map/shadow/128KiB", map_shadow, nullptr, {4096, 131072, 1024}},
                         {"null", "null:size=64MiB,block=4096", nullptr},
                         {"file/io_uring/cached", file + "direct=off", nullptr},
                         {"file/threads/cached", file + "direct=off", &threads},

@@ -166,6 +166,16 @@ TEST_CASE("What an NBD server serves keeps its promises when the target is kille
   }
 }
 
+TEST_CASE("A shadow image on tmpfs keeps its promises when the target is killed") {
+  const Image plain("/dev/shm");
+  const Image image("/dev/shm");
+  std::filesystem::remove(image.path);  // a conversion overwrites nothing
+  Child convert(
+      {RBT_TARGET, "--convert-image", plain.path.string(), image.path.string(), "--to", "shadow", "--block", "4096"});
+  REQUIRE(convert.wait() == 0);
+  survives(fmt::format("map:{},atomic=shadow", image.path.string()));
+}
+
 TEST_CASE("drop-unflushed over a file keeps its promises when the target is killed, and nothing else") {
   const Image image(std::filesystem::current_path());
   survives(fmt::format("drop-unflushed:file:{},block=4096", image.path.string()));

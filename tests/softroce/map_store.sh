@@ -34,7 +34,7 @@ random_file() { head -c "$2" /dev/urandom >"$scratch/$1"; }
 
 # --- A file on tmpfs, and somebody else who opens it ------------------------------------------------------------------
 
-mkdir "$scratch/tmpfs" && mount -t tmpfs -o size=128m tmpfs "$scratch/tmpfs" || bail "no tmpfs"
+mkdir "$scratch/tmpfs" && mount -t tmpfs -o size=192m tmpfs "$scratch/tmpfs" || bail "no tmpfs"
 disk=$scratch/tmpfs/disk
 truncate -s ${mib}M "$disk"
 claim "--explain says that a file on tmpfs is served without a copy" explained "map:$disk,block=4096" 'without a copy.*write lease'
@@ -76,6 +76,30 @@ claim "Host and target leave" leave
 note "$(grep 'closed; so far' "$RBT_RIG_OUTPUT/$name.log")"
 claim "... without another byte by way of a buffer" test "$(buffered 'closed;')" = "$(buffered 'in place again')"
 claim "... but all of it in place" test "$(in_place 'closed;')" -ge $(($(in_place 'in place again') + (mib << 20)))
+
+# --- The same as a shadow image, over packets that are smaller than a block ------------------------------------------
+
+image=$scratch/tmpfs/image
+claim "A plain image becomes a shadow image" ends 0 20 'a shadow image of 32 MiB' "$target" --convert-image "$disk" "$image" --to shadow --block 4096
+serve shadow "map:$image,atomic=shadow" || bail "rbt-target does not serve a shadow image"
+netdev=$(ip -o address show to "$RBT_RIG_ADDR" | awk '{print $2}') mtu=$(<"/sys/class/net/$netdev/mtu")
+ip link set dev "$netdev" mtu 1500
+connect
+ip link set dev "$netdev" mtu "$mtu"
+claim "The host sees in the shadow image what the plain one has" same "$disk" 0 $((mib << 20))
+claim "A shadow image keeps what is written" fio_load shadow --rw=randwrite --bs=4k --size=2M
+claim "... also what is written over it in long pieces" fio_load shadow-long --rw=randwrite --bsrange=4k-64k --size=2M
+exec 7<"$image"
+claim "While somebody else has the image open" within 5 logged 'somebody else opens its file'
+claim "... it keeps what is written" fio_load shadow-away --rw=randwrite --bs=4k --size=1M
+exec 7<&-
+claim "... and is served without a copy again afterwards" within 5 logged 'in place again'
+claim "No byte was copied until then" test "$(buffered 'somebody else opens')" = 0
+claim "... of some" test "$(in_place 'somebody else opens')" -ge $((4 << 20))
+dd if="$device" of="$scratch/tmpfs/seen" bs=1M iflag=direct status=none
+leave
+claim "A shadow image becomes a plain one" ends 0 20 'a plain image of 32 MiB' "$target" --convert-image "$image" "$scratch/tmpfs/plain" --to raw
+claim "... of the same bytes" cmp "$scratch/tmpfs/seen" "$scratch/tmpfs/plain"
 
 # --- Huge pages -------------------------------------------------------------------------------------------------------
 
@@ -119,6 +143,19 @@ claim "... read as zeroes" cmp -n $((4 << 20)) <(dd if="$device" bs=1M skip=16 c
 claim "Host and target leave the device" leave
 note "$(grep 'closed; so far' "$RBT_RIG_OUTPUT/$name.log")"
 claim "Nothing went by way of a buffer" test "$(buffered 'closed;')" = 0
+
+claim "A shadow image goes to the device" ends 0 30 'a shadow image of 32 MiB' "$target" --convert-image "$disk" "$dax" --to shadow --block 4096 --overwrite
+serve dax-shadow "map:$dax,atomic=shadow" || bail "rbt-target does not serve a shadow image on $dax"
+connect
+claim "A write with FUA to a shadow image" nvme write "$device" --start-block=100 --block-count=15 --data-size=65536 --data="$scratch/fua" --force-unit-access
+stop_daemon dax-shadow KILL
+disconnect_kernel_host "$nqn" 2>/dev/null
+serve dax-shadow-again "map:$dax,atomic=shadow" || bail "rbt-target does not serve the shadow image on $dax again"
+connect
+claim "After kill -9 it is there" same "$scratch/fua" $((100 * 4096)) 65536
+claim "... and all else is as it was" same <(dd if="$disk" bs=1M skip=1 status=none) $((1 << 20)) $(((mib - 1) << 20))
+claim "Host and target leave the shadow image" leave
+claim "... of which nothing went by way of a buffer" test "$(buffered 'closed;')" = 0
 
 claim "The namespace becomes a disk again" ndctl create-namespace -f -e namespace0.0 -m fsdax
 mkfs.ext4 -q -b 4096 /dev/pmem0 && mkdir "$scratch/dax" && mount -o dax /dev/pmem0 "$scratch/dax" || bail "no file system with dax"
