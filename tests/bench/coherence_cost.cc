@@ -2,6 +2,7 @@
 // reads over the simulated fabric, initiator and target and network in one thread. Three times the same: a ram store; the
 // same with each lease counted in and out of a region (Use::enter(), leave()) with nobody watching; and with a monitor whose
 // threads watch that region. Counts, not times: they do not depend on what else the machine does.
+//   coherence_cost [READS [LIMIT]]      fails if being counted or watched costs more than LIMIT instructions a read
 
 #include <fmt/format.h>
 #include <sys/ptrace.h>
@@ -198,6 +199,13 @@ int main(int argc, char** argv) {
     fmt::print("{:<44} {:>10.1f}  {:>+7.1f}  {:>+6.3f} %\n", what, value, value - none, (value / none - 1) * 100);
   };
   row("no region", none);
-  row("counted in and out of a region, no monitor", per_read(Watching::counted, count));
-  row("the same, with a monitor that watches it", per_read(Watching::watched, count));
+  const double counted = per_read(Watching::counted, count);
+  const double watched = per_read(Watching::watched, count);
+  row("counted in and out of a region, no monitor", counted);
+  row("the same, with a monitor that watches it", watched);
+  if (argc <= 2) return 0;
+  const double limit = std::atof(argv[2]);
+  if (counted - none <= limit && watched - none <= limit) return 0;
+  fmt::print("more than {} instructions a read: what is counted and what is watched must cost no more\n", limit);
+  return 1;
 }
