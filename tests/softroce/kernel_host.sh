@@ -12,21 +12,21 @@ main_mib=256 side_mib=32
 rss_growth_max_kib=1024
 # Both block sizes in each run: the disk that everything happens on, and one beside it.
 case $store in
-ram) main_block=512 side_block=4096 ;;
-file) main_block=4096 side_block=512 ;;
+ram) main_block=512 side_block=4096 main_atomic=1023 ;; # in place: commands on the same blocks take turns
+file) main_block=4096 side_block=512 main_atomic=0 ;;
 *) bail "ram or file, not '$store'" ;;
 esac
 
-spec() { # NAME MIB BLOCK
+spec() { # NAME MIB BLOCK [ATOMIC]
 	case $store in
-	ram) echo "ram:size=$2MiB,block=$3" ;;
+	ram) echo "ram:size=$2MiB,block=$3${4:+,atomic=$4}" ;;
 	file) echo "file:$scratch/disk/$1,block=$3" ;;
 	esac
 }
 serve() {
 	start_daemon --name "$1" "$build/tools/rbt-target" --log-level debug --reactors 2 --listen "nvme+rdma://$RBT_RIG_ADDR" \
 		--subsystem "$nqn" --serial rig0123456789 --store "$(spec main $main_mib $main_block)" \
-		--store "$(spec side $side_mib $side_block)" \
+		--store "$(spec side $side_mib $side_block shadow)" \
 		--subsystem "$private_nqn" --allow-host nqn.2026-01.io.example:somebody --store ram:size=1MiB
 }
 if [[ $store == file ]]; then
@@ -89,6 +89,16 @@ claim "nvme list" ends 0 20 "^$device .* rig0123456789 +rbt +1 " nvme list
 claim "nvme id-ctrl" ends 0 20 '^cntrltype +: 1$' nvme id-ctrl "$device"
 claim "id-ctrl names the subsystem" grep -q "^subnqn *: $nqn\$" "$scratch/ends"
 claim "nvme id-ns" ends 0 20 "^lbaf +0 : ms:0 +lbads:$((main_block == 512 ? 9 : 12)) .*in use" nvme id-ns "$device"
+# One line: nsfeat NATOMIC (bit 1), and NAWUN and NAWUPF, which are one less than blocks.
+atomic_of() { # DEVICE
+	local nsfeat nawun nawupf
+	{ read -r nsfeat; read -r nawun; read -r nawupf; } < <(nvme id-ns "$1" | sed -n -E 's/^(nsfeat|nawun|nawupf) *: *//p')
+	echo "$((nsfeat >> 1 & 1)) $nawun $nawupf"
+}
+claim "id-ns says what is atomic: a block when the power fails, and beside others as much as commands keep apart" \
+	test "$(atomic_of "$device")" = "1 $main_atomic 0"
+claim "id-ns of the other namespace: one block" test "$(atomic_of "$side")" = "1 0 0"
+for limits in /sys/block/nvme*n*/queue/atomic_write_unit_max_bytes; do note "$limits: $(<"$limits")"; done
 uuid=$(<"/sys/block/${device#/dev/}/uuid") nguid=$(<"/sys/block/${device#/dev/}/nguid")
 claim "nvme ns-descs has the UUID that the kernel has" ends 0 20 "^uuid +: $uuid\$" nvme ns-descs "$device"
 claim "UUID and NGUID are the same, and not zero" test "${nguid//-/}" = "${uuid//-/}" -a "${uuid//[0-]/}" != ''

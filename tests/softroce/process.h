@@ -16,15 +16,17 @@
 
 namespace rbt::test {
 
-/// A program beside this one, its standard output readable here. Killed at the end.
+/// A program beside this one (or anywhere, by an absolute path), its standard output readable here. Killed at the end.
 class Process {
  public:
-  explicit Process(const std::string& program, std::vector<std::string> arguments) {
+  enum class Hear { output, output_and_errors };
+  explicit Process(const std::string& program, std::vector<std::string> arguments, Hear hear = Hear::output) {
     std::array<int, 2> ends{};
     REQUIRE(::pipe2(ends.data(), O_CLOEXEC | O_NONBLOCK) == 0);
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
+    if (hear == Hear::output_and_errors) posix_spawn_file_actions_adddup2(&actions, ends[1], STDERR_FILENO);
     const std::string path = std::filesystem::read_symlink("/proc/self/exe").parent_path() / program;
     std::vector<char*> words{const_cast<char*>(path.c_str())};
     for (std::string& argument : arguments)

@@ -9,7 +9,7 @@ source "$source_dir/ci/rig/network"
 tools=${1:?build directory}/tools
 nqn=nqn.2026-01.io.example:both
 near=nvme+rdma://$RBT_RIG_ADDR far=nvme+rdma://10.1.2.1 # within one device; from rx1 over the veth pair to rx2
-keep_alive=15                                           # KATO of rbt-connect and rbt-perf, seconds
+keep_alive=6                                            # KATO of those hosts that are to be given up, seconds
 RANDOM=${RBT_SEED:=$RANDOM}
 note "RBT_SEED=$RBT_SEED"
 [[ $RBT_RIG_TOPOLOGY == veth ]] || bail "this test wants --topology veth"
@@ -62,7 +62,7 @@ start_copy_of_a_pipe() { # URI OUTPUT
 	cat "$scratch/there" >&9
 }
 arrived() { cmp -s -n $((1 << 20)) "$scratch/there" "$scratch/disk/$1"; } # FILE
-a_moment() { sleep "0.$((RANDOM % 9 + 1))"; } # the random moment of a kill
+a_moment() { sleep "0.$((RANDOM % 4))$((RANDOM % 10))"; } # the random moment of a kill
 
 mkdir "$scratch/disk"
 mkfs.ext4 -q /dev/ram0 || bail "no file system"
@@ -148,14 +148,14 @@ claim "The target starts again" serve "$name"
 
 # Stopped processes: their devices go on acknowledging, so only the keep-alive notices: either side after twice KATO at the
 # latest. Meanwhile the test goes on below.
-start_load "$near/$nqn/1"
+start_load "$near/$nqn/1?keep-alive=$keep_alive"
 silent_host=$load
 a_moment
 kill -STOP "$silent_host"
 
 start_daemon --name silent "$tools/rbt-target" --listen "$near:4421" --subsystem "$nqn" --store "file:$scratch/disk/silent"
 silent_target=$daemon_pid
-start_copy_of_a_pipe "$near:4421/$nqn/1" "$scratch/idle"
+start_copy_of_a_pipe "$near:4421/$nqn/1?keep-alive=$keep_alive" "$scratch/idle"
 idle_host=$copy
 claim "A host copies what comes through a pipe, and then nothing comes any more" within 20 arrived silent
 kill -STOP "$silent_target"
@@ -187,7 +187,7 @@ claim "The port goes down and comes back under an idle connection, which goes on
 claim "The target's log has the port" grep -q 'rx2 port 1: port active' "$RBT_RIG_OUTPUT/$name.log"
 rm "$scratch/load"
 
-start_load "$far/$nqn/1"
+start_load "$far/$nqn/1?keep-alive=$keep_alive"
 a_moment
 for link in v1 v2; do tc qdisc add dev "$link" root netem loss 100%; done
 claim "The wire is cut: the host says so and ends within 20 s" load_ends 20 1 3
