@@ -12,6 +12,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "common/clock.h"
@@ -19,6 +20,7 @@
 #include "common/random.h"
 #include "target/store/convert_image.h"
 #include "target/store/spec.h"
+#include "target/store/store_request.h"
 #include "target/store/thread_engine.h"
 #include "target/store/uring_engine.h"
 #include "transport/coherence/monitor.h"
@@ -156,6 +158,41 @@ class ShadowImage final : private ConvertObserver {
   std::string path_;
 };
 
+/// Everything has been done at the next turn, and nothing is: what remains is what rbt costs.
+class NothingFactory final : public IoEngineFactory {
+ public:
+  Result<std::unique_ptr<IoEngine>> open(transport::Reactor& reactor, transport::BufferPool&) override {
+    return std::make_unique<Engine>(reactor);
+  }
+  [[nodiscard]] std::string_view name() const noexcept override { return "nothing"; }
+
+ private:
+  struct Engine final : IoEngine {
+    explicit Engine(transport::Reactor& r) : reactor(r) {}
+    std::unique_ptr<IoQueue> open(int, IoHandler& handler) override {
+      return std::make_unique<Queue>(reactor, handler);
+    }
+    transport::Reactor& reactor;
+  };
+  struct Queue final : IoQueue, transport::Source {
+    Queue(transport::Reactor& r, IoHandler& h) : reactor(r), handler(h) { reactor.add(*this); }
+    ~Queue() override { reactor.remove(*this); }
+    void submit(IoOperation& operation) override { operations.push(operation); }
+    std::size_t poll() override {
+      std::size_t done = 0;
+      for (RecordQueue<IoOperation> now = std::exchange(operations, {}); !now.empty(); ++done) {
+        IoOperation& operation = now.pop();
+        handler.on_io_done(operation, static_cast<std::int64_t>(operation.length));
+      }
+      return done;
+    }
+    bool arm() override { return operations.empty(); }
+    transport::Reactor& reactor;
+    IoHandler& handler;
+    RecordQueue<IoOperation> operations;
+  };
+};
+
 /// nbdkit, serving memory on a Unix socket.
 class NbdServer {
  public:
@@ -199,6 +236,7 @@ int main(int argc, char** argv) {
   const std::string socket = image.path() + ".nbd";
   const NbdServer server(socket);
   static ThreadFactory threads;
+  static NothingFactory nothing;
   auto unfixed_factory = UringFactory::probe(FixedBuffers::never);  // for what registered buffers are worth
   IoEngineFactory* const unfixed = unfixed_factory ? &*unfixed_factory : nullptr;
   struct Way {
@@ -224,6 +262,7 @@ int main(int argc, char** argv) {
                         {"map/staged/128KiB", map, nullptr, {4096, 131072, 1024}},
                         {"map/shadow/128KiB", map_shadow, nullptr, {4096, 131072, 1024}},
                         {"null", "null:size=64MiB,block=4096", nullptr},
+                        {"file/nothing", file + "direct=off", &nothing},
                         {"file/io_uring/cached", file + "direct=off", nullptr},
                         {"file/threads/cached", file + "direct=off", &threads},
                         {"file/io_uring/direct", file + "direct=auto", nullptr},
