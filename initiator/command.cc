@@ -59,27 +59,6 @@ Outcome allowed(const Request& request) noexcept {
   return Outcome::unsupported;
 }
 
-// Outcome::pending if the request may be sent. Sets range.count from the data.
-Outcome validate(Request& request) noexcept {
-  const Namespace& target = *request.target;
-  const auto inside = [&target](const BlockRange& range) {
-    return BlockRange::checked(range.first, range.count, target.blocks).has_value();
-  };
-  if (const Outcome outcome = allowed(request); outcome != Outcome::pending) return outcome;
-  if (request.operation == Operation::flush) return Outcome::pending;
-  if (request.operation == Operation::discard) {
-    if (request.ranges.empty()) return Outcome::misaligned;
-    return std::all_of(request.ranges.begin(), request.ranges.end(), inside) ? Outcome::pending : Outcome::out_of_range;
-  }
-  if (moves_data(request.operation)) {
-    const auto blocks = blocks_of(request);
-    if (!blocks) return Outcome::misaligned;
-    request.range.count = *blocks;
-  }
-  if (request.range.count == Blocks(0)) return Outcome::misaligned;
-  return inside(request.range) ? Outcome::pending : Outcome::out_of_range;
-}
-
 // Calls `visit(memory, size)` for the pieces that hold `bytes` of the request's data from the given place on, until it
 // returns false. Returns the place behind.
 struct Place {
@@ -128,6 +107,26 @@ nvme::IoOpcode opcode(Operation operation) noexcept {
 }
 
 }  // namespace
+
+Outcome validate(Request& request) noexcept {
+  const Namespace& target = *request.target;
+  const auto inside = [&target](const BlockRange& range) {
+    return BlockRange::checked(range.first, range.count, target.blocks).has_value();
+  };
+  if (const Outcome outcome = allowed(request); outcome != Outcome::pending) return outcome;
+  if (request.operation == Operation::flush) return Outcome::pending;
+  if (request.operation == Operation::discard) {
+    if (request.ranges.empty()) return Outcome::misaligned;
+    return std::all_of(request.ranges.begin(), request.ranges.end(), inside) ? Outcome::pending : Outcome::out_of_range;
+  }
+  if (moves_data(request.operation)) {
+    const auto blocks = blocks_of(request);
+    if (!blocks) return Outcome::misaligned;
+    request.range.count = *blocks;
+  }
+  if (request.range.count == Blocks(0)) return Outcome::misaligned;
+  return inside(request.range) ? Outcome::pending : Outcome::out_of_range;
+}
 
 QueuePair::Implementation::Implementation(transport::Fabric& fabric, transport::Reactor& reactor,
                                           const QueueOptions& queue, const QueuePairContext& context)

@@ -22,6 +22,9 @@ struct QueuePairContext {
   Duration command_timeout{};
 };
 
+/// Outcome::pending if the request may be sent, else why not. Sets range.count from the data.
+[[nodiscard]] Outcome validate(Request& request) noexcept;
+
 /// Belongs to its reactor's thread.
 class QueuePair::Implementation final : public ResponseHandler, public QueueOwner {
  public:

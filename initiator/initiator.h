@@ -78,7 +78,7 @@ struct DiscoverOptions {
 [[nodiscard]] Result<DiscoveryLog> discover(const Environment& environment, const Uri& uri,
                                             const DiscoverOptions& options);
 
-/// States of a session. `lost` and `closed` are final (recovery will lead from `lost` back to `live`).
+/// States of a session. `lost` and `closed` are final (volume.h: what replaces a lost session).
 enum class SessionState : std::uint8_t {
   live,    ///< the admin queue answers
   lost,    ///< the association has ended against our will: failure() says how; every queue pair is failing its
@@ -151,6 +151,8 @@ class Session {
   [[nodiscard]] Result<std::vector<Namespace>> rescan();
   /// `nsid`, or the only one there is if none is given. Error: not_found, with those there are.
   [[nodiscard]] Result<const Namespace*> find(std::optional<Nsid> nsid) const;
+  /// As the controller was told: the option's, or the URI's.
+  [[nodiscard]] Duration keep_alive() const noexcept;
   /// I/O queues that the controller granted: how many queue pairs may be open at a time.
   [[nodiscard]] std::uint32_t io_queues() const noexcept;
   [[nodiscard]] BufferCacheCounters buffer_cache() const;

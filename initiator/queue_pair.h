@@ -47,7 +47,7 @@ enum class [[nodiscard]] Submitted : std::uint8_t{
 
 /// One request of the caller, made of as many commands as it takes. Lives in the caller's memory, at one
 /// address, from an accepted submit() until `done` has been called; so do the iovecs, the ranges and the data
-/// (recovery will send them again). Afterwards it may be used again, also from within `done`.
+/// (a Volume sends them again). Afterwards it may be used again, also from within `done`.
 struct Request {
   /// On the reactor's thread, from within its turn. Must not destroy the queue pair.
   void (*done)(Request& request) = nullptr;
@@ -70,6 +70,7 @@ struct Request {
 
  private:
   friend class QueuePair;
+  friend class Volume;
   std::uint64_t sent_ = 0;  // blocks (discard: ranges) given to commands so far
   std::size_t piece_ = 0;   // where in `data` the next command begins
   std::size_t piece_offset_ = 0;

@@ -406,6 +406,9 @@ const ControllerInfo& Session::controller() const noexcept {
 std::span<const Namespace> Session::namespaces() const noexcept {
   return implementation_->namespaces();
 }
+Duration Session::keep_alive() const noexcept {
+  return implementation_->keep_alive();
+}
 std::uint32_t Session::io_queues() const noexcept {
   return implementation_->io_queues();
 }

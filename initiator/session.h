@@ -1,6 +1,6 @@
 #pragma once
 // The inside of a Session: the admin queue's life after connect: keep-alive, asynchronous events, queue pairs coming and
-// going, and the end. (Recovery, from `lost` back to `live`, will have its own file and state machine.)
+// going, and the end. (What leads from `lost` to a new one: recovery.h.)
 
 #include <array>
 #include <deque>
@@ -37,6 +37,7 @@ class Session::Implementation final : QueueOwner {
   [[nodiscard]] const Association& association() const noexcept { return controller_->association(); }
   [[nodiscard]] const ControllerInfo& info() const noexcept { return controller_->info(); }
   [[nodiscard]] const std::vector<Namespace>& namespaces() const noexcept { return namespaces_; }
+  [[nodiscard]] Duration keep_alive() const noexcept { return options_.keep_alive; }
   [[nodiscard]] std::uint32_t io_queues() const noexcept { return io_queues_; }
   [[nodiscard]] transport::RegistrationCache& registrations() noexcept { return registrations_; }
 

@@ -1,0 +1,149 @@
+#pragma once
+// The inside of a Volume: the state machine (recovery.cc) and the requests that outlive a path (volume.cc).
+
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/nvme/recovery.h"
+#include "initiator/unflushed.h"
+#include "initiator/volume.h"
+
+namespace rbt::initiator {
+
+/// docs/recovery.md. advance() is the only one who writes the state.
+[[nodiscard]] constexpr bool may_follow(VolumeState from, VolumeState to) noexcept {
+  switch (to) {
+    case VolumeState::live: return from == VolumeState::fenced;
+    case VolumeState::lost: return from == VolumeState::live || from == VolumeState::fenced;
+    case VolumeState::reconnecting: return from == VolumeState::lost;
+    case VolumeState::fenced: return from == VolumeState::reconnecting;
+    case VolumeState::failed:
+      return from == VolumeState::lost || from == VolumeState::reconnecting || from == VolumeState::fenced;
+    case VolumeState::closed: return from != VolumeState::closed;
+  }
+  return false;
+}
+
+/// The owner's thread. While a volume is `reconnecting` or `fenced` and progress() is not running, nothing is connected.
+class Volume::Implementation {
+ public:
+  Implementation(const Environment& environment, std::span<const Uri> uris, transport::Reactor& reactor,
+                 const VolumeOptions& options);
+  ~Implementation();
+
+  // recovery.cc
+  [[nodiscard]] Result<void> open();
+  void close();
+  [[nodiscard]] bool progress_due() const noexcept;
+  void progress();
+
+  // volume.cc
+  Submitted submit(Request& request);
+  [[nodiscard]] VolumeState state() const noexcept { return state_; }
+  [[nodiscard]] const Error* failure() const noexcept { return failure_ ? &*failure_ : nullptr; }
+  [[nodiscard]] const Namespace& disk() const noexcept { return disk_; }
+  [[nodiscard]] Bytes request_max() const noexcept;
+  [[nodiscard]] std::uint32_t in_flight() const noexcept { return in_flight_; }
+  [[nodiscard]] VolumeStatistics statistics() const noexcept;
+  [[nodiscard]] transport::BufferPool* buffers() noexcept { return buffers_.get(); }
+  [[nodiscard]] transport::Reactor& reactor() const noexcept { return reactor_; }
+
+ private:
+  /// One request of the caller's, from submit() to its done. In one list: free, pending (in order of submission) or ended.
+  struct Slot {
+    Implementation* volume = nullptr;
+    Request inner{};  // what the queue pair sees
+    Request* outer = nullptr;
+    Slot* previous = nullptr;
+    Slot* next = nullptr;
+    std::optional<UnflushedWrites::Reservation> kept;
+    std::uint64_t covers = 0;  // a flush: as far as acknowledgements had come when it was sent
+    bool sent = false;         // on the queue pair that there is
+    bool sent_before = false;
+  };
+  /// An association that commands went out on, and may still be carried out.
+  struct Old {
+    nvme::AssociationId id;  // number 0: it has not said
+    std::size_t uri = 0;
+    Instant silent;  // by then its keep-alive has ended it
+  };
+
+  // The path.
+  void advance(VolumeState to, const Error* why);
+  void take_down();
+  void lose(Error why);
+  void fail(Error why);
+  void attempt();
+  [[nodiscard]] Result<void> connect();
+  [[nodiscard]] Result<void> compare_disk(const Namespace& now);
+  [[nodiscard]] Result<std::optional<nvme::RecoveryInfo>> read_recovery_info(Nsid nsid);
+  [[nodiscard]] Result<void> fence(const std::optional<nvme::RecoveryInfo>& info);
+  [[nodiscard]] Result<void> fence_by_target(const Old& old);
+  [[nodiscard]] Result<void> open_queue();
+  [[nodiscard]] Result<void> choose_memory(const std::optional<nvme::RecoveryInfo>& info);
+  [[nodiscard]] Result<void> write_again();
+  [[nodiscard]] Result<void> write_again(const UnflushedWrites::Entry& entry);
+  void schedule();
+  [[nodiscard]] Duration left() const noexcept;
+  [[nodiscard]] Instant step_deadline() const noexcept;
+  [[nodiscard]] Instant now() const noexcept { return environment_.clock.now(); }
+
+  // Requests.
+  [[nodiscard]] bool make_room(Slot& slot);
+  void pump();
+  void on_done(Slot& slot);
+  void on_own_flush();
+  void flush_if_needed();
+  void unlink(Slot& slot) noexcept;
+  void settle_kept(Slot& slot, Outcome outcome) noexcept;
+  void finish(Slot& slot, Outcome outcome, nvme::Status status);
+  void end_later(Slot& slot, Outcome outcome, nvme::Status status);
+  void end_all_later(Outcome outcome);
+  void run_ended();
+
+  Environment environment_;
+  std::vector<Uri> uris_;
+  transport::Reactor& reactor_;
+  VolumeOptions options_;
+
+  VolumeState state_ = VolumeState::reconnecting;
+  std::optional<Error> failure_;
+  bool fatal_ = false;  // what connect() has found will not change
+  bool opened_ = false;
+  std::size_t uri_ = 0;  // the path that is, or will be tried next
+  Instant lost_at_{};
+  Instant next_attempt_ = Instant::min();
+  Instant give_up_at_ = Instant::max();
+  Duration backoff_{};
+  transport::Timer wake_;
+
+  Namespace disk_;
+  std::unique_ptr<transport::BufferPool> buffers_;
+  std::unique_ptr<Session> session_;
+  std::vector<std::unique_ptr<RegisteredBuffer>> registered_;
+  std::unique_ptr<QueuePair> queue_;
+  nvme::AssociationId association_;
+  bool used_ = false;  // commands went out on the association
+  std::optional<Old> old_;
+
+  std::optional<UnflushedWrites> unflushed_;
+  std::optional<nvme::Incarnation> incarnation_;  // that everything kept was acknowledged by; none: not sure
+  Request own_flush_;
+  std::uint64_t own_flush_covers_ = 0;
+  std::optional<nvme::Status> own_flush_failed_;
+
+  std::vector<Slot> slots_;
+  Slot* free_ = nullptr;
+  Slot* oldest_ = nullptr;  // pending
+  Slot* newest_ = nullptr;
+  Slot* unsent_ = nullptr;  // all pending ones from here on have not been sent on this path
+  Slot* ended_ = nullptr;   // done is due, in order
+  Slot* last_ended_ = nullptr;
+  transport::Timer run_ended_;
+  std::uint32_t in_flight_ = 0;
+  VolumeStatistics statistics_;
+};
+
+}  // namespace rbt::initiator

@@ -1,0 +1,145 @@
+#pragma once
+// A disk that survives its path: a session that is replaced when it is lost, and requests that wait for that.
+//
+//   auto volume = Volume::open(environment, {uri}, reactor, {});
+//   (*volume)->write(request, Lba(0), iovecs);
+//   (*volume)->run_until([&] { return !request.in_flight(); }, deadline);
+//
+// Callers see latency, not errors. docs/recovery.md has the states, and what holds against which target.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "initiator/initiator.h"
+
+namespace rbt::initiator {
+
+/// Where a volume stands. Transitions: docs/recovery.md.
+enum class VolumeState : std::uint8_t {
+  live,          ///< requests are carried out. Left when a queue, the keep-alive or a command's deadline says so
+  lost,          ///< the path has ended; what is left of it on this side has not been taken down. Woken by progress()
+  reconnecting,  ///< nothing is connected, or not yet fenced. Woken by a timer, then by progress()
+  fenced,        ///< the old association can touch nothing any more; the new one is being prepared, within progress()
+  failed,        ///< for good: failure() says why. Requests end, and new ones are not taken
+  closed,        ///< close() was called
+};
+[[nodiscard]] std::string_view name(VolumeState state) noexcept;
+
+enum class Fencing : std::uint8_t {
+  on,
+  off  ///< an old write may land on top of a newer one: only to show that it does
+};
+
+struct VolumeOptions {
+  /// Of every session. `io_queues` is 1, `management` the volume's reactor, the callbacks are the volume's own. Without a host
+  /// identifier here or in the URI the first session's is kept. keep_alive 0: only against targets that can fence.
+  SessionOptions session{};
+  /// Of every queue pair. `buffers` is the volume's own: see buffers().
+  QueuePairOptions queue{};
+  std::uint32_t requests = 256;  ///< taken at a time, 1 to 65536: in flight, or waiting for a path
+  /// How long without a path until the volume fails; none: never; 0: at once. From the moment the path is lost.
+  std::optional<Duration> on_loss{};
+  /// Between two attempts to connect, doubled from one to the next; each is 50 to 100 % of that, by chance.
+  Duration backoff_first = std::chrono::milliseconds(50);
+  Duration backoff_max = std::chrono::seconds(1);
+  Duration attempt_timeout = std::chrono::seconds(3);  ///< for each step of one attempt: connect, fence, write again
+  /// Memory for writes that were done and not flushed, kept to be written again to a target that has lost them; at least
+  /// 4 MiB, 0: none are. When it is half full the volume flushes by itself. A request carries at most a quarter of it.
+  Bytes unflushed{32 * kMiB};
+  Fencing fencing = Fencing::on;
+  /// Every change of state, with the reason for `lost`, `reconnecting` (again) and `failed`. From within progress() or a
+  /// turn of the reactor; must not call into the volume.
+  std::function<void(VolumeState, const Error*)> on_state{};
+};
+
+/// How old associations are made harmless.
+enum class FenceKind : std::uint8_t {
+  target,      ///< the target ends them and says when it is done
+  keep_alive,  ///< foreign targets: by waiting for twice the keep-alive timeout
+  off,
+};
+/// Whether acknowledged, unflushed writes are kept.
+enum class MemoryKind : std::uint8_t {
+  on,
+  not_needed,  ///< the namespace has no volatile write cache
+  foreign,     ///< the target does not tell whether it has lost any
+  off,         ///< VolumeOptions::unflushed is 0
+};
+
+/// Since open().
+struct VolumeStatistics {
+  std::uint64_t losses = 0;     ///< of a live path
+  std::uint64_t attempts = 0;   ///< to connect again
+  std::uint64_t reissued = 0;   ///< requests sent again, each time counted
+  std::uint64_t rewritten = 0;  ///< kept writes written again to a new incarnation
+  std::uint64_t flushes = 0;    ///< of the volume's own
+  std::uint64_t unflushed = 0;  ///< bytes kept now
+  Duration longest_loss{};      ///< from loss to live
+  FenceKind fence = FenceKind::off;
+  MemoryKind memory = MemoryKind::off;
+};
+
+/// One namespace, over one path at a time. Belongs to the thread that turns its reactor: every call, callbacks too. It must
+/// be the only writer of the namespace while it is open: what it writes again would be older than what others wrote since.
+/// No allocation per request.
+class Volume {
+ public:
+  /// Connects, with one attempt per URI and no patience. Several URIs: paths to one namespace (same identity), the first that
+  /// works is used, and the next one when that is lost. Each names subsystem and, unless there is only one, namespace. Error:
+  /// what Session::connect() says of the last one; unsupported (keep_alive 0 with a target that cannot fence).
+  [[nodiscard]] static Result<std::unique_ptr<Volume>> open(const Environment& environment, std::span<const Uri> uris,
+                                                            transport::Reactor& reactor, const VolumeOptions& options);
+  /// close().
+  ~Volume();
+  Volume(const Volume&) = delete;
+  Volume& operator=(const Volume&) = delete;
+  /// What has not ended does so with Outcome::aborted, from within. Not from within a callback.
+  void close();
+
+  /// As QueuePair's (queue_pair.h): same requests, same rules for what they name. `full`: VolumeOptions::requests are taken.
+  /// `refused`: also what carries more than request_max(), or more than 256 ranges. `dead`: failed or closed. Outcomes are
+  /// those of QueuePair but timed_out and disconnected, which only a failed volume has. A write that was answered may be
+  /// carried out again later in place of a target that forgot it, after writes that were in flight beside it.
+  Submitted read(Request& request, Lba first, std::span<const iovec> data);
+  Submitted write(Request& request, Lba first, std::span<const iovec> data,
+                  nvme::ForceUnitAccess fua = nvme::ForceUnitAccess::no);
+  Submitted compare(Request& request, Lba first, std::span<const iovec> data);
+  Submitted flush(Request& request);
+  Submitted discard(Request& request, std::span<const BlockRange> ranges);
+  Submitted write_zeroes(Request& request, BlockRange range, nvme::Deallocate deallocate = nvme::Deallocate::no,
+                         nvme::ForceUnitAccess fua = nvme::ForceUnitAccess::no);
+  /// What the calls above do once the request is filled in; `target` is set here.
+  Submitted submit(Request& request);
+
+  /// Turns the reactor and makes progress until `done` or `deadline` (then false). An attempt to connect ends first: up to a
+  /// few times attempt_timeout later. Not from within a callback.
+  [[nodiscard]] bool run_until(const std::function<bool()>& done, Instant deadline);
+  /// For those who turn the reactor themselves: whenever progress_due(), call progress() outside of its turns. That takes a lost
+  /// path down, connects a new one and turns the reactor meanwhile. A timer ends the reactor's sleep when it becomes due.
+  [[nodiscard]] bool progress_due() const noexcept;
+  void progress();
+
+  [[nodiscard]] VolumeState state() const noexcept;
+  /// Why it is failed, or why the path was lost, or could not be had again, last; null: it never was.
+  [[nodiscard]] const Error* failure() const noexcept;
+  /// As it is now; lives as long as the volume. Its size may grow when a path comes back.
+  [[nodiscard]] const Namespace& disk() const noexcept;
+  [[nodiscard]] Bytes request_max() const noexcept;  ///< of data in one request
+  /// Requests submitted and not done.
+  [[nodiscard]] std::uint32_t in_flight() const noexcept;
+  [[nodiscard]] VolumeStatistics statistics() const noexcept;
+  /// Memory that every path can reach without a copy: QueuePairOptions::buffers of it; null if that was 0.
+  [[nodiscard]] transport::BufferPool* buffers() noexcept;
+
+ private:
+  class Implementation;
+  explicit Volume(std::unique_ptr<Implementation> implementation) noexcept;
+  std::unique_ptr<Implementation> implementation_;
+};
+
+}  // namespace rbt::initiator

@@ -1,0 +1,90 @@
+#pragma once
+// A volume whose target and network fail it, and who must not notice: the body of recovery_simulation.
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "initiator/volume.h"
+#include "target/store/drop_unflushed.h"
+#include "target/target.h"
+#include "tests/sim/block_model.h"
+#include "transport/sim/network.h"
+
+namespace rbt::test {
+
+struct RecoveryPlan {
+  enum class Trouble : std::uint8_t {
+    network,  ///< connections are lost by chance, over a store that is slow by seconds; the target lives on
+    crashes,  ///< the target dies with what it had not made durable, and comes back
+  } trouble = Trouble::network;
+  initiator::Fencing fencing = initiator::Fencing::on;
+  bool remember = true;  ///< the volume keeps what it has not flushed
+};
+
+struct RecoveryResult {
+  std::string failure;  ///< empty: the caller has noticed nothing
+  std::uint64_t requests = 0;
+  std::uint64_t crashes = 0;
+  initiator::VolumeStatistics volume{};
+  std::uint64_t trace_hash = 0;
+};
+
+class RecoveryWorld {
+ public:
+  RecoveryWorld(std::uint64_t seed, const RecoveryPlan& plan, Logger& logger);
+  ~RecoveryWorld();
+  [[nodiscard]] RecoveryResult run();
+
+ private:
+  static constexpr std::size_t kWorkers = 8;
+  static constexpr std::uint64_t kBlocks = 64;
+  static constexpr std::uint64_t kTransferBlocks = 8;
+
+  /// One request at a time, with memory of its own.
+  struct Worker {
+    RecoveryWorld* world = nullptr;
+    initiator::Request request{};
+    std::span<std::byte> memory;
+    iovec piece{};
+    BlockRange range;
+    std::uint64_t tag = 0;
+    Moment began = 0;
+    bool busy = false;
+  };
+
+  void power_on();
+  void power_off();
+  void disturb();
+  void submit(Worker& worker);
+  [[nodiscard]] initiator::Submitted submit_chosen(Worker& worker, initiator::Operation operation);
+  void finish(Worker& worker);
+  void check_read(const Worker& worker);
+  void work(Duration time, bool trouble);
+  void drain();
+  void read_everything();
+  void fail(std::string what);
+  [[nodiscard]] bool failed() const noexcept { return !result_.failure.empty(); }
+  [[nodiscard]] Instant now() { return network_.clock().now(); }
+
+  std::uint64_t seed_;
+  RecoveryPlan plan_;
+  Logger& logger_;
+  transport::sim::Network network_;
+  Random random_;
+  std::unique_ptr<target::Store> disk_;
+  target::DropUnflushed* cache_ = nullptr;  // with crashes
+  std::unique_ptr<transport::Reactor> target_reactor_;
+  std::unique_ptr<target::Target> target_;
+  std::unique_ptr<transport::Reactor> reactor_;
+  transport::SharedMemory arena_;
+  std::unique_ptr<initiator::Volume> volume_;
+  std::array<Worker, kWorkers> workers_{};
+  BlockModel model_{kBlocks};
+  Moment moment_ = 1;
+  std::uint64_t next_tag_ = 1;
+  RecoveryResult result_;
+};
+
+}  // namespace rbt::test
