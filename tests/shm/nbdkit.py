@@ -63,7 +63,8 @@ class Nbdkit:
     def __exit__(self, *_):
         if self.process.poll() is None:
             self.process.terminate()
-            assert self.process.wait(timeout=20) == 0, f"nbdkit did not leave cleanly: {self.text()}"
+            status = self.process.wait(timeout=20)
+            assert status == 0, f"nbdkit did not leave cleanly, but with {status}: {self.text()}"
         self.log.close()
 
 
