@@ -12,8 +12,9 @@ main_mib=256 side_mib=32
 rss_growth_max_kib=1024
 # Both block sizes in each run: the disk that everything happens on, and one beside it.
 case $store in
-ram) main_block=512 side_block=4096 main_atomic=1023 ;; # in place: commands on the same blocks take turns
-file) main_block=4096 side_block=512 main_atomic=0 ;;
+# NAWUN, 0's based: 512 KiB where commands on the same blocks take turns, one block where they do not (shadow).
+ram) main_block=512 side_block=4096 main_atomic=1023 side_atomic=0 ;;
+file) main_block=4096 side_block=512 main_atomic=127 side_atomic=1023 ;;
 *) bail "ram or file, not '$store'" ;;
 esac
 
@@ -97,7 +98,7 @@ atomic_of() { # DEVICE
 }
 claim "id-ns says what is atomic: a block when the power fails, and beside others as much as commands keep apart" \
 	test "$(atomic_of "$device")" = "1 $main_atomic 0"
-claim "id-ns of the other namespace: one block" test "$(atomic_of "$side")" = "1 0 0"
+claim "id-ns of the other namespace says it, too" test "$(atomic_of "$side")" = "1 $side_atomic 0"
 for limits in /sys/block/nvme*n*/queue/atomic_write_unit_max_bytes; do note "$limits: $(<"$limits")"; done
 uuid=$(<"/sys/block/${device#/dev/}/uuid") nguid=$(<"/sys/block/${device#/dev/}/nguid")
 claim "nvme ns-descs has the UUID that the kernel has" ends 0 20 "^uuid +: $uuid\$" nvme ns-descs "$device"
