@@ -9,20 +9,40 @@ namespace rbt::target {
 namespace {
 // What Linux hosts use and what discovery logs promise (ASQSZ); RDMA Transport 1.0, 3.3.
 constexpr std::uint32_t kAdminDepthMax = 32;
+constexpr Duration kOpenAgain = std::chrono::seconds(1);
 }  // namespace
+
+Acceptor::Acceptor(Core& core, transport::Fabric& fabric, const Uri& address)
+    : core_(core),
+      fabric_(fabric),
+      address_(address),
+      again_(core.reactors.front()->reactor().timers(), [this] { open_again(); }) {}
 
 Result<std::unique_ptr<Acceptor>> Acceptor::listen(Core& core, transport::Fabric& fabric, const Uri& address) {
   // Connections may be placed anywhere, so every reactor needs its way into the fabric, before the threads run.
   for (const auto& reactor : core.reactors)
     if (auto opened = reactor->open_fabric(fabric); !opened) return failure(std::move(opened.error()));
   std::unique_ptr<Acceptor> acceptor(new Acceptor(core, fabric, address));
-  transport::ListenOptions options;
-  options.half_open = core.limits.half_open;
-  auto group = core.reactors.front()->open_fabric(fabric);
-  auto listener = (*group)->group().listen(address, options, *acceptor);
-  if (!listener) return failure(std::move(listener.error()));
-  acceptor->listener_ = std::move(*listener);
+  if (auto opened = acceptor->open(); !opened) return failure(std::move(opened.error()));
   return acceptor;
+}
+
+Result<void> Acceptor::open() {
+  transport::ListenOptions options;
+  options.half_open = core_.limits.half_open;
+  auto group = core_.reactors.front()->open_fabric(fabric_);
+  if (!group) return failure(std::move(group.error()));
+  auto listener = (*group)->group().listen(address_, options, *this);
+  if (!listener) return failure(std::move(listener.error()));
+  listener_ = std::move(*listener);
+  // Whoever left the choice to the fabric gets the same again.
+  if (auto actual = Uri::parse(listener_->address())) address_ = std::move(*actual);
+  return {};
+}
+
+void Acceptor::close() noexcept {
+  again_.cancel();
+  listener_.reset();
 }
 
 void Acceptor::on_request(std::unique_ptr<transport::ConnectionRequest> request) {
@@ -89,7 +109,18 @@ void Acceptor::refuse(transport::ConnectionRequest& request, nvme::CmReject reas
 }
 
 void Acceptor::on_listener_failed(const Error& error) {
-  core_.logger.error("listener {}: {}; nobody can connect there any more", wanted_, error.message());
+  core_.logger.error("listener {}: {}; it is tried again every second", address_.to_string(), error.message());
+  again_.arm(core_.clock.now() + kOpenAgain);
+}
+
+void Acceptor::open_again() {
+  listener_.reset();  // it may still hold the address
+  if (const auto opened = open(); !opened) {
+    core_.logger.debug("listener {}: {}; it is tried again", address_.to_string(), opened.error().message());
+    again_.arm(core_.clock.now() + kOpenAgain);
+    return;
+  }
+  core_.logger.info("listener {}: hosts can connect there again", address_.to_string());
 }
 
 }  // namespace rbt::target

@@ -381,3 +381,26 @@ TEST_CASE("A target that drains closes a connection when the host has its answer
   REQUIRE(answer.has_value());
   CHECK(answer->status().ok());
 }
+
+TEST_CASE("A listener whose address goes away is opened again when the address is back") {
+  TargetRig rig;
+  const auto before = rig.associate();
+  rig.network.faults().change_address("target");
+  rig.expect([&] { return before.admin->ended(); }, "the connection over that address ends");
+  CHECK(rig.logger.said("it is tried again every second"));
+  rig.expect([&] { return rig.logger.said("hosts can connect there again"); }, "the listener is opened again");
+  const auto after = rig.associate();
+  CHECK(rig.get_property(*after.admin, Property::version) == 0x00010400);
+}
+
+TEST_CASE("A listener whose device is gone for good is tried until the target leaves") {
+  TargetRig rig;
+  rig.network.faults().remove_device("target");
+  rig.run_for(std::chrono::seconds(10));
+  CHECK(rig.logger.said("it is tried again every second"));
+  CHECK_FALSE(rig.logger.said("hosts can connect there again"));
+  rig.target->drain(std::chrono::seconds(1));
+  rig.expect([&] { return rig.target->drained(); }, "the target leaves");
+  rig.run_for(std::chrono::seconds(3));  // and nothing is tried any more
+  CHECK_FALSE(rig.logger.said("hosts can connect there again"));
+}

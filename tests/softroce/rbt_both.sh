@@ -187,6 +187,14 @@ claim "The port goes down and comes back under an idle connection, which goes on
 claim "The target's log has the port" grep -q 'rx2 port 1: port active' "$RBT_RIG_OUTPUT/$name.log"
 rm "$scratch/load"
 
+ip address del 10.1.2.1/32 dev v2
+claim "The address goes: the target says so" within 10 grep -q 'listener nvme+rdma://10\.1\.2\.1.*tried again' "$RBT_RIG_OUTPUT/$name.log"
+ip address add 10.1.2.1/32 dev v2
+veth_routes
+claim "The address is back: hosts can connect there again" within 10 grep -q 'listener nvme+rdma://10\.1\.2\.1.*hosts can connect there again' \
+	"$RBT_RIG_OUTPUT/$name.log"
+claim "and do" verified "$far/$nqn/1" randrw 4k
+
 start_load "$far/$nqn/1?keep-alive=$keep_alive"
 a_moment
 for link in v1 v2; do tc qdisc add dev "$link" root netem loss 100%; done

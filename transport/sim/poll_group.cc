@@ -50,7 +50,7 @@ Result<std::unique_ptr<Listener>> Group::listen(const Uri& address, const Listen
   if (world_.fails(Operation::listen, machine_.host()))
     return failure(ErrorKind::resource,
                    fmt::format("listening on {}: no memory (simulated fault)", address.to_string()));
-  if (where->device && machine_.devices()[*where->device]->removed)
+  if (where->device ? machine_.devices()[*where->device]->removed : machine_.device_towards(0) == nullptr)
     return failure(ErrorKind::not_found, fmt::format("listening on {}: the device was removed", address.to_string()));
   if (where->port == 0) where->port = machine_.free_port();
   if (const SimListener* other = machine_.listener_conflict(where->device, where->port); other != nullptr)
