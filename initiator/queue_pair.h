@@ -109,8 +109,9 @@ struct QueuePairCounters {
 /// come free; they are not atomic together, blocks are.
 ///
 /// With a monitor any thread may unmap, remap, replace or discard memory at any time after the requests that name it are
-/// done, with no word to us. Doing so before waits for them, BufferCacheOptions::change_wait_max at most; from the
-/// reactor's own thread, which cannot see them done meanwhile, it always ends in Outcome::disconnected.
+/// done, with no word to us. Doing so before is a mistake: it waits for requests whose memory is registered,
+/// BufferCacheOptions::change_wait_max at most (from the reactor's own thread, which cannot see them done meanwhile, it
+/// always ends in Outcome::disconnected); requests whose data is copied need their memory until they are done.
 class QueuePair {
  public:
   /// Closes: what is outstanding is done with Outcome::aborted, from within. Turns the reactor until the
