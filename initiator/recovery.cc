@@ -50,21 +50,45 @@ Result<void> Volume::Implementation::open() {
     if (!pool) return rbt::failure(std::move(pool.error()));
     buffers_ = std::move(*pool);
   }
-  std::optional<Error> last;
-  for (; uri_ < uris_.size(); ++uri_) {
+  if (options_.predecessor) succeed(*options_.predecessor);
+  const Instant until =
+      options_.open_patience < Instant::max() - now() ? now() + options_.open_patience : Instant::max();
+  const auto wait_until = [this](Instant then) {
+    (void)reactor_.run_until([] { return false; }, then);
+    return now() >= then;  // else the reactor was told to stop
+  };
+  const auto stopped = [] { return rbt::failure(ErrorKind::disconnected, "the reactor was told to stop"); };
+  if (old_ && old_->id.number == 0 && options_.fencing == Fencing::on && !wait_until(old_->silent)) return stopped();
+  while (true) {
+    auto connected = try_every_path();
+    if (connected) break;
+    const bool silence_helps = old_ && old_->silent != Instant::max() && now() < old_->silent;
+    if (fatal_ || (now() >= until && !silence_helps)) return connected;
+    schedule();
+    if (!wait_until(now() >= until ? std::max(next_attempt_, old_->silent) : next_attempt_)) return stopped();
+  }
+  opened_ = true;
+  return {};
+}
+
+// The first that works. What will not change is the better thing to say.
+Result<void> Volume::Implementation::try_every_path() {
+  std::optional<Error> worst;
+  bool fatal = false;
+  for (std::size_t i = 0; i < uris_.size(); ++i, uri_ = (uri_ + 1) % uris_.size()) {
+    fatal_ = false;
     auto connected = connect();
-    if (connected) {
-      opened_ = true;
-      return {};
-    }
-    last = std::move(connected.error());
+    if (connected) return {};
+    if (!fatal) worst = std::move(connected.error());
+    fatal = fatal || fatal_;
     take_down();
     if (state_ != VolumeState::reconnecting) {
-      advance(VolumeState::lost, &*last);
-      advance(VolumeState::reconnecting, &*last);
+      advance(VolumeState::lost, &*worst);
+      advance(VolumeState::reconnecting, &*worst);
     }
   }
-  return rbt::failure(std::move(*last));
+  fatal_ = fatal;
+  return rbt::failure(std::move(*worst));
 }
 
 // ---- the machine
@@ -124,10 +148,14 @@ void Volume::Implementation::lose(Error why) {
 void Volume::Implementation::take_down() {
   if (auto queue = std::move(queue_)) queue.reset();  // what it carried is pending again
   registered_.clear();
-  const Duration keep_alive = session_ ? session_->keep_alive() : Duration::zero();
   session_.reset();
-  // A target whose timer is restarted by traffic looks at it once per timeout: up to two of them.
-  if (std::exchange(used_, false)) old_ = Old{.id = association_, .uri = uri_, .silent = now() + 2 * keep_alive};
+  if (std::exchange(used_, false))
+    old_ = Old{.id = association_, .uri = uri_, .silent = silent_from(now(), association_keep_alive_)};
+}
+
+// A target whose timer is restarted by traffic looks at it once per timeout: up to two of them.
+Instant Volume::Implementation::silent_from(Instant now, Duration keep_alive) const noexcept {
+  return keep_alive == Duration::zero() ? Instant::max() : now + 2 * keep_alive;
 }
 
 void Volume::Implementation::fail(Error why) {
@@ -193,24 +221,31 @@ Result<void> Volume::Implementation::connect() {
   if (!connected) return rbt::failure(std::move(connected.error()));
   session_ = std::move(*connected);
   options_.session.host = {.id = session_->host_id(), .nqn = session_->host_nqn()};
+  if (auto same = check_host(); !same) return same;
   const auto found = session_->find(uri.nsid);
   if (!found) return rbt::failure(Error(found.error()));
   if (auto same = compare_disk(**found); !same) return same;
   auto info = read_recovery_info((*found)->nsid);
   if (!info) return rbt::failure(std::move(info.error()));
   if (auto fenced = fence(*info); !fenced) return fenced;
+  const auto incarnation = *info ? std::optional((*info)->incarnation) : std::nullopt;
+  if (auto inherited = check_inheritance(incarnation); !inherited) return inherited;
   association_ = *info ? (*info)->association : nvme::AssociationId{};
-  advance(VolumeState::fenced, nullptr);
-
+  association_uri_ = uri_;
+  association_keep_alive_ = session_->keep_alive();
   disk_ = **found;
   if (auto chosen = choose_memory(*info); !chosen) return chosen;
+  if (inheritance_ == Inheritance::none && (!unflushed_ || !unflushed_->keeps_any())) incarnation_ = incarnation;
+  if (auto noted = note_succession(); !noted) return noted;
+  advance(VolumeState::fenced, nullptr);
+
   if (auto opened = open_queue(); !opened) return opened;
-  const auto& incarnation = *info ? std::optional((*info)->incarnation) : std::nullopt;
   if (!incarnation_ || incarnation_ != incarnation) {
     incarnation_.reset();
     if (auto written = write_again(); !written) return written;
     incarnation_ = incarnation;
   }
+  if (auto noted = note_succession(); !noted) return noted;
   if (!queue_->live() || session_->state() != SessionState::live)
     return rbt::failure(ErrorKind::disconnected, "the new path was lost at once");
   give_up_at_ = Instant::max();
@@ -269,6 +304,11 @@ Result<void> Volume::Implementation::fence(const std::optional<nvme::RecoveryInf
   } else if (!told || old_->uri != uri_) {
     // Who served it may be up and out of reach. At the same address, another instance is the successor of one that ended.
     const Instant until = old_->silent;
+    if (until == Instant::max())
+      return rbt::failure(
+          ErrorKind::in_use,
+          "the old association had no keep-alive that would end it, and this target cannot: only the one "
+          "that had it can be used, or a successor of it at the same address");
     if (now() < until)
       return rbt::failure(ErrorKind::in_use,
                           fmt::format("the old association may last for another {}, as its keep-alive has it",

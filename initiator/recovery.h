@@ -26,6 +26,9 @@ namespace rbt::initiator {
   return false;
 }
 
+/// Error: invalid_argument.
+[[nodiscard]] Result<void> check_predecessor(const Succession& predecessor);
+
 /// The owner's thread. While a volume is `reconnecting` or `fenced` and progress() is not running, nothing is connected.
 class Volume::Implementation {
  public:
@@ -47,6 +50,7 @@ class Volume::Implementation {
   [[nodiscard]] Bytes request_max() const noexcept;
   [[nodiscard]] std::uint32_t in_flight() const noexcept { return in_flight_; }
   [[nodiscard]] VolumeStatistics statistics() const noexcept;
+  [[nodiscard]] Succession succession() const;
   [[nodiscard]] transport::BufferPool* buffers() noexcept { return buffers_.get(); }
   [[nodiscard]] transport::Reactor& reactor() const noexcept { return reactor_; }
 
@@ -66,13 +70,26 @@ class Volume::Implementation {
   /// An association that commands went out on, and may still be carried out.
   struct Old {
     nvme::AssociationId id;  // number 0: it has not said
-    std::size_t uri = 0;
-    Instant silent;  // by then its keep-alive has ended it
+    std::size_t uri = 0;     // uris_.size(): none of ours
+    Instant silent;          // by then its keep-alive has ended it; max: it has none
+  };
+  /// What a predecessor had acknowledged and not flushed, of which there is no copy here.
+  enum class Inheritance : std::uint8_t {
+    none,       // or durable, or given up
+    unflushed,  // a flush is on its way, or will be as soon as there is a path
   };
 
+  // succession.cc
+  void succeed(const Succession& predecessor);
+  [[nodiscard]] Result<void> check_host();
+  [[nodiscard]] Result<void> check_inheritance(const std::optional<nvme::Incarnation>& incarnation);
+  [[nodiscard]] Result<void> note_succession();
+
   // The path.
+  [[nodiscard]] Result<void> try_every_path();
   void advance(VolumeState to, const Error* why);
   void take_down();
+  [[nodiscard]] Instant silent_from(Instant now, Duration keep_alive) const noexcept;
   void lose(Error why);
   void fail(Error why);
   void attempt();
@@ -125,14 +142,19 @@ class Volume::Implementation {
   std::vector<std::unique_ptr<RegisteredBuffer>> registered_;
   std::unique_ptr<QueuePair> queue_;
   nvme::AssociationId association_;
+  std::size_t association_uri_ = 0;
+  Duration association_keep_alive_{};
   bool used_ = false;  // commands went out on the association
   std::optional<Old> old_;
+  std::optional<Succession> noted_;  // as on_succession was told last
+  Inheritance inheritance_ = Inheritance::none;
 
   std::optional<UnflushedWrites> unflushed_;
   std::optional<nvme::Incarnation> incarnation_;  // that everything kept was acknowledged by; none: not sure
   Request own_flush_;
   std::uint64_t own_flush_covers_ = 0;
   std::optional<nvme::Status> own_flush_failed_;
+  std::optional<nvme::Status> owed_;  // the next flush of the caller's ends with it: what was inherited may be lost
 
   std::vector<Slot> slots_;
   Slot* free_ = nullptr;

@@ -80,6 +80,12 @@ void UnflushedWrites::flushed(std::uint64_t covered) noexcept {
   pop_void();
 }
 
+bool UnflushedWrites::keeps_any() const noexcept {
+  for (std::uint64_t sequence = first_; sequence != next_; ++sequence)
+    if (at(sequence).state == Entry::State::kept) return true;
+  return false;
+}
+
 void UnflushedWrites::pop_void() noexcept {
   while (first_ != next_ && at(first_).state == Entry::State::void_)
     ++first_;

@@ -55,6 +55,7 @@ class UnflushedWrites {
   [[nodiscard]] const Entry& at(std::uint64_t sequence) const noexcept { return entries_[sequence % entries_.size()]; }
   [[nodiscard]] std::span<std::byte> data(const Entry& entry) const noexcept;
 
+  [[nodiscard]] bool keeps_any() const noexcept;  ///< that was acknowledged
   [[nodiscard]] std::uint64_t bytes() const noexcept { return tail_ - head_; }
   [[nodiscard]] bool half_full() const noexcept {
     return bytes() > memory_.size() / 2 || next_ - first_ > entries_.size() / 2;

@@ -43,7 +43,7 @@ Result<void> check_options(std::span<const Uri> uris, const VolumeOptions& optio
     return rbt::failure(
         ErrorKind::invalid_argument,
         fmt::format("{} bytes for unflushed writes: 0, or 4 MiB and more, are allowed", options.unflushed.value()));
-  return {};
+  return options.predecessor ? check_predecessor(*options.predecessor) : Result<void>();
 }
 
 }  // namespace
@@ -129,6 +129,10 @@ Submitted Volume::Implementation::submit(Request& request) {
 void Volume::Implementation::pump() {
   while (state_ == VolumeState::live && unsent_ != nullptr) {
     Slot& slot = *unsent_;
+    if (owed_ && slot.outer->operation == Operation::flush) {
+      end_later(slot, Outcome::failed, *std::exchange(owed_, {}));
+      continue;
+    }
     if (!make_room(slot)) {
       if (!own_flush_failed_) break;
       end_later(slot, Outcome::failed, *std::exchange(own_flush_failed_, {}));
@@ -171,11 +175,13 @@ void Volume::Implementation::on_done(Slot& slot) {
 }
 
 void Volume::Implementation::settle_kept(Slot& slot, Outcome outcome) noexcept {
-  if (slot.outer->operation == Operation::flush && unflushed_) {
-    if (outcome == Outcome::success)
-      unflushed_->flushed(slot.covers);
-    else if (outcome == Outcome::failed)
+  if (slot.outer->operation == Operation::flush) {
+    if (outcome == Outcome::success) {
+      inheritance_ = Inheritance::none;
+      if (unflushed_) unflushed_->flushed(slot.covers);
+    } else if (outcome == Outcome::failed && unflushed_) {
       incarnation_.reset();  // nobody knows what the medium has: everything is written again to the next association
+    }
   }
   if (!slot.kept) return;
   const auto kept = *std::exchange(slot.kept, {});
@@ -230,20 +236,24 @@ void Volume::Implementation::run_ended() {
   }
 }
 
-// ---- flushes of our own, so that the memory for unflushed writes does not fill up
+// ---- flushes of our own: the memory for unflushed writes fills up, or there is none for those of a predecessor
 
 void Volume::Implementation::flush_if_needed() {
-  if (state_ != VolumeState::live || !unflushed_ || own_flush_.in_flight() || !unflushed_->half_full()) return;
-  own_flush_covers_ = unflushed_->acknowledged();
+  const bool needed = inheritance_ == Inheritance::unflushed || (unflushed_ && unflushed_->half_full());
+  if (state_ != VolumeState::live || own_flush_.in_flight() || !needed) return;
+  own_flush_covers_ = unflushed_ ? unflushed_->acknowledged() : 0;
   if (queue_->flush(own_flush_, disk_) == Submitted::accepted) ++statistics_.flushes;  // else: when a request is done
 }
 
 void Volume::Implementation::on_own_flush() {
+  const bool inherited = inheritance_ == Inheritance::unflushed;
   if (own_flush_.outcome == Outcome::success) {
-    unflushed_->flushed(own_flush_covers_);
+    inheritance_ = Inheritance::none;
+    if (unflushed_) unflushed_->flushed(own_flush_covers_);
   } else if (own_flush_.outcome == Outcome::failed) {
-    incarnation_.reset();
-    own_flush_failed_ = own_flush_.status;
+    if (unflushed_) incarnation_.reset();
+    (inherited ? owed_ : own_flush_failed_) = own_flush_.status;
+    inheritance_ = Inheritance::none;
   } else {
     return;
   }
@@ -348,6 +358,9 @@ std::uint32_t Volume::in_flight() const noexcept {
 }
 VolumeStatistics Volume::statistics() const noexcept {
   return implementation_->statistics();
+}
+Succession Volume::succession() const {
+  return implementation_->succession();
 }
 transport::BufferPool* Volume::buffers() noexcept {
   return implementation_->buffers();

@@ -16,6 +16,8 @@
 #include <vector>
 
 #include "initiator/initiator.h"
+#include "initiator/succession.h"
+#include "initiator/volume_statistics.h"
 
 namespace rbt::initiator {
 
@@ -52,36 +54,21 @@ struct VolumeOptions {
   /// 4 MiB, 0: none are. When it is half full the volume flushes by itself. A request carries at most a quarter of it.
   Bytes unflushed{32 * kMiB};
   Fencing fencing = Fencing::on;
-  /// Every change of state, with the reason for `lost`, `reconnecting` (again) and `failed`. From within progress() or a
-  /// turn of the reactor; must not call into the volume.
+  /// How long open() goes on trying, all URIs again and again, when what it met may pass; 0: one attempt per URI.
+  Duration open_patience{0};
+  /// The volume of a process that has ended, which this one goes on with: fenced off before the first command, and the same
+  /// disk, or open() fails. It is the caller who knows that the process has ended: one that has not is a second writer.
+  std::optional<Succession> predecessor{};
+  /// If the predecessor kept unflushed writes and the target may have forgotten them since: open() fails, or goes on
+  /// without. The same while they are not durable yet: the volume flushes them first of all.
+  AcceptLoss accept_loss = AcceptLoss::no;
+  /// What a successor has to be given from now on: to be written down before this returns. Called when an association is
+  /// fenced off and before the first command of its successor that could change anything; again, if it has changed, before
+  /// `live`. From within open() and progress(). An error ends the attempt to connect, as if the path were lost.
+  std::function<Result<void>(const Succession&)> on_succession{};
+  /// Every change of state, with the reason for `lost`, `reconnecting` (again) and `failed`. From within open(), progress()
+  /// or a turn of the reactor; of the volume it may call what is const.
   std::function<void(VolumeState, const Error*)> on_state{};
-};
-
-/// How old associations are made harmless.
-enum class FenceKind : std::uint8_t {
-  target,      ///< the target ends them and says when it is done
-  keep_alive,  ///< foreign targets: by waiting for twice the keep-alive timeout
-  off,
-};
-/// Whether acknowledged, unflushed writes are kept.
-enum class MemoryKind : std::uint8_t {
-  on,
-  not_needed,  ///< the namespace has no volatile write cache
-  foreign,     ///< the target does not tell whether it has lost any
-  off,         ///< VolumeOptions::unflushed is 0
-};
-
-/// Since open().
-struct VolumeStatistics {
-  std::uint64_t losses = 0;     ///< of a live path
-  std::uint64_t attempts = 0;   ///< to connect again
-  std::uint64_t reissued = 0;   ///< requests sent again, each time counted
-  std::uint64_t rewritten = 0;  ///< kept writes written again to a new incarnation
-  std::uint64_t flushes = 0;    ///< of the volume's own
-  std::uint64_t unflushed = 0;  ///< bytes kept now
-  Duration longest_loss{};      ///< from loss to live
-  FenceKind fence = FenceKind::off;
-  MemoryKind memory = MemoryKind::off;
 };
 
 /// One namespace, over one path at a time. Belongs to the thread that turns its reactor: every call, callbacks too. It must
@@ -91,7 +78,9 @@ class Volume {
  public:
   /// Connects, with one attempt per URI and no patience. Several URIs: paths to one namespace (same identity), the first that
   /// works is used, and the next one when that is lost. Each names subsystem and, unless there is only one, namespace. Error:
-  /// what Session::connect() says of the last one; unsupported (keep_alive 0 with a target that cannot fence).
+  /// what Session::connect() says of the last one; unsupported (keep_alive 0 with a target that cannot fence); with a
+  /// predecessor: mismatch (another disk, or its writes may be lost: VolumeOptions::accept_loss), invalid_argument (the URI
+  /// names another host than it was). A predecessor that only its keep-alive ends is waited for, twice its timeout, in here.
   [[nodiscard]] static Result<std::unique_ptr<Volume>> open(const Environment& environment, std::span<const Uri> uris,
                                                             transport::Reactor& reactor, const VolumeOptions& options);
   /// close().
@@ -133,6 +122,8 @@ class Volume {
   /// Requests submitted and not done.
   [[nodiscard]] std::uint32_t in_flight() const noexcept;
   [[nodiscard]] VolumeStatistics statistics() const noexcept;
+  /// What a successor would have to be given now; as VolumeOptions::on_succession was told, in every state.
+  [[nodiscard]] Succession succession() const;
   /// Memory that every path can reach without a copy: QueuePairOptions::buffers of it; null if that was 0.
   [[nodiscard]] transport::BufferPool* buffers() noexcept;
 
