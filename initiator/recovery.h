@@ -49,7 +49,7 @@ class Volume::Implementation {
   [[nodiscard]] const Namespace& disk() const noexcept { return disk_; }
   [[nodiscard]] Bytes request_max() const noexcept;
   [[nodiscard]] std::uint32_t in_flight() const noexcept { return in_flight_; }
-  [[nodiscard]] VolumeStatistics statistics() const noexcept;
+  [[nodiscard]] const VolumeStatistics& statistics() noexcept;
   [[nodiscard]] Succession succession() const;
   [[nodiscard]] transport::BufferPool* buffers() noexcept { return buffers_.get(); }
   [[nodiscard]] transport::Reactor& reactor() const noexcept { return reactor_; }
@@ -64,7 +64,8 @@ class Volume::Implementation {
     Slot* next = nullptr;
     std::optional<UnflushedWrites::Reservation> kept;
     std::uint64_t covers = 0;  // a flush: as far as acknowledgements had come when it was sent
-    bool sent = false;         // on the queue pair that there is
+    Instant submitted{};
+    bool sent = false;  // on the queue pair that there is
     bool sent_before = false;
   };
   /// An association that commands went out on, and may still be carried out.
@@ -119,6 +120,7 @@ class Volume::Implementation {
   void end_later(Slot& slot, Outcome outcome, nvme::Status status);
   void end_all_later(Outcome outcome);
   void run_ended();
+  void count(const Slot& slot) noexcept;
 
   Environment environment_;
   std::vector<Uri> uris_;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/histogram.h"
 #include "common/units.h"
 
 namespace rbt::initiator {
@@ -21,6 +22,14 @@ enum class MemoryKind : std::uint8_t {
   off,         ///< VolumeOptions::unflushed is 0
 };
 
+/// Requests of one kind that are done, however they ended.
+struct VolumeTraffic {
+  std::uint64_t requests = 0;
+  std::uint64_t bytes = 0;   ///< that they named
+  std::uint64_t errors = 0;  ///< of `requests`: with another outcome than success
+  CoarseHistogram latency;   ///< from submit() to done: with everything that happened to the path meanwhile
+};
+
 /// Since open().
 struct VolumeStatistics {
   std::uint64_t losses = 0;     ///< of a live path
@@ -32,6 +41,10 @@ struct VolumeStatistics {
   Duration longest_loss{};      ///< from loss to live
   FenceKind fence = FenceKind::off;
   MemoryKind memory = MemoryKind::off;
+  VolumeTraffic read;  ///< and compare
+  VolumeTraffic write;
+  VolumeTraffic flush;
+  VolumeTraffic discard;  ///< and write zeroes
 };
 
 }  // namespace rbt::initiator

@@ -33,18 +33,18 @@ bool report(std::uint64_t seed, const RecoveryResult& result) {
 }
 
 void print(const char* what, const RecoveryResult& sum) {
-  std::cout << what << ": " << sum.requests << " requests, " << sum.crashes << " crashes, " << sum.volume.losses
-            << " paths lost, " << sum.volume.attempts << " attempts to connect, " << sum.volume.reissued
-            << " requests sent again, " << sum.volume.rewritten << " writes written again\n";
+  std::cout << what << ": " << sum.requests << " requests, " << sum.crashes << " crashes, " << sum.losses
+            << " paths lost, " << sum.attempts << " attempts to connect, " << sum.reissued << " requests sent again, "
+            << sum.rewritten << " writes written again\n";
 }
 
 void add(RecoveryResult& sum, const RecoveryResult& one) {
   sum.requests += one.requests;
   sum.crashes += one.crashes;
-  sum.volume.losses += one.volume.losses;
-  sum.volume.attempts += one.volume.attempts;
-  sum.volume.reissued += one.volume.reissued;
-  sum.volume.rewritten += one.volume.rewritten;
+  sum.losses += one.losses;
+  sum.attempts += one.attempts;
+  sum.reissued += one.reissued;
+  sum.rewritten += one.rewritten;
 }
 
 int replay(std::uint64_t seed) {
@@ -71,8 +71,8 @@ bool sweep(Trouble trouble, std::uint64_t seeds) {
   }
   print(trouble == Trouble::network ? "network" : "crashes", sum);
   // Trouble that hits nothing shows nothing.
-  const bool hit = sum.volume.losses >= seeds && sum.volume.reissued >= seeds &&
-                   (trouble == Trouble::network || (sum.crashes >= seeds && sum.volume.rewritten >= seeds));
+  const bool hit = sum.losses >= seeds && sum.reissued >= seeds &&
+                   (trouble == Trouble::network || (sum.crashes >= seeds && sum.rewritten >= seeds));
   if (!hit) std::cerr << "FAILED: the trouble did not hit anything\n";
   return hit;
 }

@@ -270,3 +270,47 @@ TEST_CASE("No more requests are taken than were asked for") {
   disk.volume->close();
   CHECK(disk.volume->in_flight() == 0);
 }
+
+TEST_CASE("A volume counts requests, bytes, errors and latencies by kind, as the caller sees them") {
+  ForeignDisk disk;
+  disk.open();
+  Memory data(1024);
+  Ticket read, flush, discard, zeroes, write;
+  const std::array<BlockRange, 2> ranges = {BlockRange{Lba(1), Blocks(3)}, BlockRange{Lba(9), Blocks(4)}};
+  REQUIRE(disk.volume->read(read.request, Lba(0), data.all()) == Submitted::accepted);
+  REQUIRE(disk.volume->flush(flush.request) == Submitted::accepted);
+  REQUIRE(disk.volume->discard(discard.request, ranges) == Submitted::accepted);
+  REQUIRE(disk.volume->write_zeroes(zeroes.request, {Lba(0), Blocks(8)}) == Submitted::accepted);
+  for (const Ticket* ticket : {&read, &flush, &discard, &zeroes})
+    REQUIRE(disk.run_until_done(*ticket, 1s));
+
+  disk.target.script = [&disk](RawTarget::Link& link, const RawTarget::Capsule& capsule) {
+    if (capsule.sqe.opcode != static_cast<std::uint8_t>(nvme::IoOpcode::write)) return false;
+    link.drop();
+    disk.target.script = [](RawTarget::Link& later, const RawTarget::Capsule& again) {
+      if (again.sqe.opcode != static_cast<std::uint8_t>(nvme::IoOpcode::write)) return false;
+      later.respond(again.sqe, nvme::Status(nvme::StatusCode::write_fault));
+      return true;
+    };
+    return true;
+  };
+  REQUIRE(disk.volume->write(write.request, Lba(3), data.all()) == Submitted::accepted);
+  REQUIRE(disk.run_until_done(write, 30s));
+  CHECK(write.request.outcome == Outcome::failed);
+
+  const initiator::VolumeStatistics& counted = disk.volume->statistics();
+  CHECK(counted.read.requests == 1);
+  CHECK(counted.read.bytes == 1024);
+  CHECK(counted.flush.requests == 1);
+  CHECK(counted.flush.bytes == 0);
+  CHECK(counted.discard.requests == 2);
+  CHECK(counted.discard.bytes == 15 * 512);
+  CHECK(counted.write.requests == 1);
+  CHECK(counted.write.bytes == 1024);
+  CHECK(counted.write.errors == 1);
+  CHECK(counted.read.errors + counted.flush.errors + counted.discard.errors == 0);
+  CHECK(counted.read.latency.count() == 1);
+  CHECK(counted.read.latency.max_us() > 0);
+  CHECK(counted.read.latency.max_us() < 100'000);
+  CHECK(counted.write.latency.max_us() >= 4e6);  // the fence of a foreign target took as long as that
+}

@@ -251,6 +251,14 @@ void RecoveryWorld::read_everything() {
   }
 }
 
+void RecoveryWorld::note_statistics() {
+  const initiator::VolumeStatistics& statistics = volume_->statistics();
+  result_.losses += statistics.losses;
+  result_.attempts += statistics.attempts;
+  result_.reissued += statistics.reissued;
+  result_.rewritten += statistics.rewritten;
+}
+
 RecoveryResult RecoveryWorld::run() {
   work(plan_.trouble == Trouble::crashes ? kTroubledTime : kSlowTime, true);
   network_.faults().heal();
@@ -258,7 +266,7 @@ RecoveryResult RecoveryWorld::run() {
   if (!failed()) drain();
   if (!failed()) read_everything();
   if (!failed() && volume_->state() != initiator::VolumeState::live) fail("the volume is not live in the end");
-  result_.volume = volume_->statistics();
+  note_statistics();
   result_.trace_hash = network_.trace_hash();
   volume_.reset();
   return result_;

@@ -27,7 +27,10 @@ struct RecoveryResult {
   std::string failure;  ///< empty: the caller has noticed nothing
   std::uint64_t requests = 0;
   std::uint64_t crashes = 0;
-  initiator::VolumeStatistics volume{};
+  std::uint64_t losses = 0;
+  std::uint64_t attempts = 0;
+  std::uint64_t reissued = 0;
+  std::uint64_t rewritten = 0;
   std::uint64_t trace_hash = 0;
 };
 
@@ -64,6 +67,7 @@ class RecoveryWorld {
   void work(Duration time, bool trouble);
   void drain();
   void read_everything();
+  void note_statistics();
   void fail(std::string what);
   [[nodiscard]] bool failed() const noexcept { return !result_.failure.empty(); }
   [[nodiscard]] Instant now() { return network_.clock().now(); }

@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "common/histogram.h"
 #include "common/result.h"
 #include "initiator/initiator.h"
 #include "tools/program/interrupt.h"
-#include "tools/rbt-perf/histogram.h"
 
 namespace rbt::tools {
 

@@ -1,9 +1,8 @@
-#include "tools/rbt-perf/histogram.h"
+#include "common/histogram.h"
 
 #include <catch2/catch.hpp>
 
 using namespace rbt;
-using namespace rbt::tools;
 using namespace std::chrono_literals;
 
 TEST_CASE("A percentile is within half a percent of the exact value, at every scale") {
@@ -38,4 +37,15 @@ TEST_CASE("Nothing recorded and things beyond the scale do no harm") {
   histogram.record(std::chrono::hours(24 * 365));
   CHECK(histogram.count() == 2);
   CHECK(histogram.quantile_us(1.0) > 0);
+}
+
+TEST_CASE("A coarse histogram is within six percent") {
+  CoarseHistogram histogram;
+  for (int i = 1; i <= 1000; ++i)
+    histogram.record(Duration(1us) * i);
+  for (const double quantile : {0.1, 0.5, 0.9, 0.99, 0.999}) {
+    CHECK(histogram.quantile_us(quantile) <= 1000 * quantile);
+    CHECK(histogram.quantile_us(quantile) >= 1000 * quantile * 0.94);
+  }
+  CHECK(histogram.max_us() == Approx(1000));
 }

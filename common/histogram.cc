@@ -1,26 +1,29 @@
-#include "tools/rbt-perf/histogram.h"
+#include "common/histogram.h"
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
 
-namespace rbt::tools {
+namespace rbt {
 
 // Bucket b below kSteps is the value itself; above, power p has kSteps/2 useful steps of 2^(p) each: the usual trick of
-// keeping the top kStepBits bits of the value.
-std::size_t Histogram::bucket(std::uint64_t ns) noexcept {
+// keeping the top StepBits bits of the value.
+template <unsigned StepBits>
+std::size_t LogHistogram<StepBits>::bucket(std::uint64_t ns) noexcept {
   const auto width = static_cast<unsigned>(std::bit_width(ns));
-  if (width <= kStepBits) return ns;
-  const unsigned power = std::min(width - kStepBits, kPowers - 1);
+  if (width <= StepBits) return ns;
+  const unsigned power = std::min(width - StepBits, kPowers - 1);
   return std::size_t{power} * kSteps + std::min<std::uint64_t>(ns >> power, kSteps - 1);
 }
 
-std::uint64_t Histogram::value(std::size_t bucket) noexcept {
+template <unsigned StepBits>
+std::uint64_t LogHistogram<StepBits>::value(std::size_t bucket) noexcept {
   const std::size_t power = bucket / kSteps;
   return static_cast<std::uint64_t>(bucket % kSteps) << power;
 }
 
-void Histogram::record(Duration latency) noexcept {
+template <unsigned StepBits>
+void LogHistogram<StepBits>::record(Duration latency) noexcept {
   const auto ns = static_cast<std::uint64_t>(std::max<Duration::rep>(latency.count(), 0));
   ++buckets_[bucket(ns)];
   ++count_;
@@ -28,7 +31,8 @@ void Histogram::record(Duration latency) noexcept {
   max_ns_ = std::max(max_ns_, ns);
 }
 
-void Histogram::add(const Histogram& other) noexcept {
+template <unsigned StepBits>
+void LogHistogram<StepBits>::add(const LogHistogram& other) noexcept {
   for (std::size_t i = 0; i < buckets_.size(); ++i)
     buckets_[i] += other.buckets_[i];
   count_ += other.count_;
@@ -36,7 +40,8 @@ void Histogram::add(const Histogram& other) noexcept {
   max_ns_ = std::max(max_ns_, other.max_ns_);
 }
 
-double Histogram::quantile_us(double quantile) const noexcept {
+template <unsigned StepBits>
+double LogHistogram<StepBits>::quantile_us(double quantile) const noexcept {
   if (count_ == 0) return 0;
   const auto rank = static_cast<std::uint64_t>(std::ceil(quantile * static_cast<double>(count_)));
   std::uint64_t seen = 0;
@@ -47,12 +52,17 @@ double Histogram::quantile_us(double quantile) const noexcept {
   return max_us();
 }
 
-double Histogram::mean_us() const noexcept {
+template <unsigned StepBits>
+double LogHistogram<StepBits>::mean_us() const noexcept {
   return count_ == 0 ? 0 : static_cast<double>(sum_ns_) / static_cast<double>(count_) / 1000.0;
 }
 
-double Histogram::max_us() const noexcept {
+template <unsigned StepBits>
+double LogHistogram<StepBits>::max_us() const noexcept {
   return static_cast<double>(max_ns_) / 1000.0;
 }
 
-}  // namespace rbt::tools
+template class LogHistogram<9>;
+template class LogHistogram<5>;
+
+}  // namespace rbt
