@@ -149,6 +149,8 @@ class Session {
   /// a namespace that has gone fail with invalid_namespace, those behind a new end with lba_out_of_range. Blocks
   /// for command_timeout per command, two for each namespace; not from a callback. Errors: as admin().
   [[nodiscard]] Result<std::vector<Namespace>> rescan();
+  /// One of them as it is now; nothing if it has gone, or cannot be used any more.
+  [[nodiscard]] Result<std::optional<Namespace>> look_at(Nsid nsid);
   /// `nsid`, or the only one there is if none is given. Error: not_found, with those there are.
   [[nodiscard]] Result<const Namespace*> find(std::optional<Nsid> nsid) const;
   /// As the controller was told: the option's, or the URI's.

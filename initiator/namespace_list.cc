@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <array>
-#include <optional>
 
 #include "common/nvme/admin_command.h"
 #include "common/nvme/types.h"
@@ -40,6 +39,8 @@ Result<std::vector<Nsid>> list_ids(const AdminCall& admin) {
   return ids;
 }
 
+}  // namespace
+
 Result<std::optional<Namespace>> read_namespace(const AdminCall& admin, Nsid nsid, const ControllerInfo& controller,
                                                 Logger& logger, std::string_view label) {
   nvme_id_ns data{};
@@ -67,8 +68,6 @@ Result<std::optional<Namespace>> read_namespace(const AdminCall& admin, Nsid nsi
   }
   return std::optional<Namespace>(*parsed);
 }
-
-}  // namespace
 
 Result<std::vector<Namespace>> list_namespaces(const AdminCall& admin, const ControllerInfo& controller, Logger& logger,
                                                std::string_view label) {

@@ -2,6 +2,7 @@
 // Which namespaces a controller has and what they are: Identify, asked again and again (CNS 02h, then 00h and 03h of each).
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -20,5 +21,10 @@ using AdminCall = std::function<Result<nvme::CompletionQueueEntry>(const nvme::S
 /// In ascending order. Those that cannot be used are logged (after `label`) and left out, as are those that go meanwhile.
 [[nodiscard]] Result<std::vector<Namespace>> list_namespaces(const AdminCall& admin, const ControllerInfo& controller,
                                                              Logger& logger, std::string_view label);
+
+/// One of them; nothing if it has gone or cannot be used, which was logged.
+[[nodiscard]] Result<std::optional<Namespace>> read_namespace(const AdminCall& admin, Nsid nsid,
+                                                              const ControllerInfo& controller, Logger& logger,
+                                                              std::string_view label);
 
 }  // namespace rbt::initiator

@@ -1,5 +1,5 @@
-// How a path comes, goes and comes again: progress() is the loop, connect() the list of steps. Everything here but lose()
-// runs outside of the reactor's turns, because it turns the reactor itself.
+// How a path comes, goes and comes again: progress() is the loop; attempt.cc has what one attempt consists of. Everything
+// here but lose() runs outside of the reactor's turns, because it turns the reactor itself.
 
 #include "initiator/recovery.h"
 
@@ -10,20 +10,8 @@
 
 #include "common/check.h"
 #include "common/sizes.h"
-#include "initiator/call.h"
 
 namespace rbt::initiator {
-
-namespace {
-
-constexpr Duration kFencePollFirst = std::chrono::milliseconds(1);
-constexpr Duration kFencePollMax = std::chrono::milliseconds(50);
-
-bool same_identity(const Namespace& a, const Namespace& b) noexcept {
-  return a.uuid == b.uuid && a.nguid == b.nguid && a.eui64 == b.eui64 && a.block_size() == b.block_size();
-}
-
-}  // namespace
 
 std::string_view name(VolumeState state) noexcept {
   switch (state) {
@@ -68,6 +56,7 @@ Result<void> Volume::Implementation::open() {
     if (!wait_until(now() >= until ? std::max(next_attempt_, old_->silent) : next_attempt_)) return stopped();
   }
   opened_ = true;
+  told_ = {.blocks = disk_.blocks, .read_only = disk_.read_only};
   return {};
 }
 
@@ -95,7 +84,7 @@ Result<void> Volume::Implementation::try_every_path() {
 
 bool Volume::Implementation::progress_due() const noexcept {
   switch (state_) {
-    case VolumeState::live: return !queue_->live() || session_->state() != SessionState::live;
+    case VolumeState::live: return !path_lives() || look_again_;
     case VolumeState::lost: return true;
     case VolumeState::reconnecting: return now() >= std::min(next_attempt_, give_up_at_);
     case VolumeState::fenced:  // never seen from outside of progress()
@@ -105,11 +94,19 @@ bool Volume::Implementation::progress_due() const noexcept {
   return false;
 }
 
+bool Volume::Implementation::path_lives() const noexcept {
+  return queue_->live() && session_->state() == SessionState::live;
+}
+
 void Volume::Implementation::progress() {
   check(!reactor_.turning(), "progress() turns the reactor, so it is not called from within a turn");
   while (progress_due()) {
     switch (state_) {
       case VolumeState::live: {
+        if (path_lives()) {
+          look_again();
+          break;
+        }
         const Error* const why = queue_->failure();
         lose(why != nullptr ? *why : session_->failure().value_or(Error(ErrorKind::disconnected, "the session ended")));
         break;
@@ -205,206 +202,6 @@ Duration Volume::Implementation::left() const noexcept {
 
 Instant Volume::Implementation::step_deadline() const noexcept {
   return now() + std::min(options_.attempt_timeout, std::max(left(), Duration(1)));
-}
-
-// ---- one attempt, top to bottom
-
-Result<void> Volume::Implementation::connect() {
-  SessionOptions session = options_.session;
-  session.io_queues = 1;
-  session.management = &reactor_;
-  session.connect_timeout = step_deadline() - now();
-  session.on_event = {};
-  session.on_lost = {};
-  const Uri& uri = uris_[uri_];
-  auto connected = Session::connect(environment_, uri, session);
-  if (!connected) return rbt::failure(std::move(connected.error()));
-  session_ = std::move(*connected);
-  options_.session.host = {.id = session_->host_id(), .nqn = session_->host_nqn()};
-  if (auto same = check_host(); !same) return same;
-  const auto found = session_->find(uri.nsid);
-  if (!found) return rbt::failure(Error(found.error()));
-  if (auto same = compare_disk(**found); !same) return same;
-  auto info = read_recovery_info((*found)->nsid);
-  if (!info) return rbt::failure(std::move(info.error()));
-  if (auto fenced = fence(*info); !fenced) return fenced;
-  const auto incarnation = *info ? std::optional((*info)->incarnation) : std::nullopt;
-  if (auto inherited = check_inheritance(incarnation); !inherited) return inherited;
-  association_ = *info ? (*info)->association : nvme::AssociationId{};
-  association_uri_ = uri_;
-  association_keep_alive_ = session_->keep_alive();
-  disk_ = **found;
-  if (auto chosen = choose_memory(*info); !chosen) return chosen;
-  if (inheritance_ == Inheritance::none && (!unflushed_ || !unflushed_->keeps_any())) incarnation_ = incarnation;
-  if (auto noted = note_succession(); !noted) return noted;
-  advance(VolumeState::fenced, nullptr);
-
-  if (auto opened = open_queue(); !opened) return opened;
-  if (!incarnation_ || incarnation_ != incarnation) {
-    incarnation_.reset();
-    if (auto written = write_again(); !written) return written;
-    incarnation_ = incarnation;
-  }
-  if (auto noted = note_succession(); !noted) return noted;
-  if (!queue_->live() || session_->state() != SessionState::live)
-    return rbt::failure(ErrorKind::disconnected, "the new path was lost at once");
-  give_up_at_ = Instant::max();
-  wake_.cancel();
-  advance(VolumeState::live, nullptr);
-  unsent_ = oldest_;
-  pump();
-  return {};
-}
-
-Result<void> Volume::Implementation::compare_disk(const Namespace& now) {
-  if (!opened_ && disk_.blocks == Blocks(0)) return {};
-  const auto refuse = [this](std::string what) {
-    fatal_ = true;
-    return rbt::failure(
-        ErrorKind::mismatch,
-        fmt::format("{}: {}; nothing was written to it: look at what is served there", uris_[uri_].to_string(), what));
-  };
-  if (!same_identity(now, disk_))
-    return refuse(fmt::format("namespace {} is another one than before (UUID {}, it was {})", now.nsid.value(),
-                              now.uuid.to_string(), disk_.uuid.to_string()));
-  if (now.blocks < disk_.blocks)
-    return refuse(fmt::format("namespace {} has {} blocks, fewer than the {} it had", now.nsid.value(),
-                              now.blocks.value(), disk_.blocks.value()));
-  return {};
-}
-
-Result<std::optional<nvme::RecoveryInfo>> Volume::Implementation::read_recovery_info(Nsid nsid) {
-  std::array<std::byte, sizeof(nvme::RecoveryLog)> page{};
-  auto answer = session_->admin(
-      nvme::encode_get_log_page({.nsid = nsid, .lid = nvme::kRecoveryLogId, .length = Bytes(page.size())}), page);
-  if (!answer) return rbt::failure(std::move(answer.error()).within("asking for the recovery log"));
-  const auto info = answer->status().ok() ? nvme::parse_recovery_log(page) : std::nullopt;
-  statistics_.fence = options_.fencing == Fencing::off ? FenceKind::off
-                      : info                           ? FenceKind::target
-                                                       : FenceKind::keep_alive;
-  if (statistics_.fence == FenceKind::keep_alive && session_->keep_alive() == Duration::zero()) {
-    fatal_ = true;
-    return rbt::failure(ErrorKind::unsupported,
-                        "this target cannot end an old association when asked to, and without a keep-alive it never "
-                        "does by itself: give a keep-alive timeout");
-  }
-  return info;
-}
-
-// ---- nothing goes on before the old association is over
-
-Result<void> Volume::Implementation::fence(const std::optional<nvme::RecoveryInfo>& info) {
-  if (!old_ || options_.fencing == Fencing::off) {
-    old_.reset();
-    return {};
-  }
-  const bool told = info && old_->id.number != 0;
-  if (told && old_->id.instance == info->association.instance) {
-    if (auto fenced = fence_by_target(*old_); !fenced) return fenced;
-  } else if (!told || old_->uri != uri_) {
-    // Who served it may be up and out of reach. At the same address, another instance is the successor of one that ended.
-    const Instant until = old_->silent;
-    if (until == Instant::max())
-      return rbt::failure(
-          ErrorKind::in_use,
-          "the old association had no keep-alive that would end it, and this target cannot: only the one "
-          "that had it can be used, or a successor of it at the same address");
-    if (now() < until)
-      return rbt::failure(ErrorKind::in_use,
-                          fmt::format("the old association may last for another {}, as its keep-alive has it",
-                                      format_duration(until - now())));
-  }
-  old_.reset();
-  return {};
-}
-
-Result<void> Volume::Implementation::fence_by_target(const Old& old) {
-  const Instant deadline = step_deadline();
-  for (Duration pause = kFencePollFirst;; pause = std::min(2 * pause, kFencePollMax)) {
-    auto answer = session_->admin(nvme::encode_fence(old.id), {});
-    if (!answer) return rbt::failure(std::move(answer.error()).within("fencing off the old association"));
-    if (!answer->status().ok()) return rbt::failure(status_error("fencing off the old association", answer->status()));
-    if (answer->dw0() == static_cast<std::uint32_t>(nvme::FenceResult::gone)) return {};
-    if (now() >= deadline)
-      return rbt::failure(ErrorKind::in_use,
-                          "the target's store has not finished commands of the old association; nothing is sent before "
-                          "it has");
-    (void)reactor_.run_until([this] { return session_->state() != SessionState::live; }, now() + pause);
-  }
-}
-
-// ---- the new queue, and what the target may have forgotten
-
-Result<void> Volume::Implementation::open_queue() {
-  QueuePairOptions queue = options_.queue;
-  queue.buffers = Bytes(0);
-  auto opened = session_->open_queue_pair(reactor_, queue);
-  if (!opened) return rbt::failure(std::move(opened.error()));
-  queue_ = std::move(*opened);
-  used_ = true;
-  const auto reach = [this](const transport::MemorySpan& memory) {
-    auto registered = session_->register_buffer(memory);
-    if (registered) registered_.push_back(std::move(*registered));  // else: it is copied
-  };
-  if (buffers_) reach(buffers_->memory().memory());
-  if (unflushed_) reach(unflushed_->memory());
-  return {};
-}
-
-Result<void> Volume::Implementation::choose_memory(const std::optional<nvme::RecoveryInfo>& info) {
-  MemoryKind& kind = statistics_.memory;
-  if (kind == MemoryKind::on) return {};
-  kind = options_.unflushed == Bytes(0) ? MemoryKind::off
-         : !disk_.volatile_write_cache  ? MemoryKind::not_needed
-         : !info                        ? MemoryKind::foreign
-                                        : MemoryKind::on;
-  if (kind != MemoryKind::on) return {};
-  auto created = UnflushedWrites::create(options_.unflushed);
-  if (!created) return rbt::failure(std::move(created.error()));
-  unflushed_.emplace(std::move(*created));
-  return {};
-}
-
-// In order, one after the other, before anything else: whatever comes later was submitted later.
-Result<void> Volume::Implementation::write_again() {
-  if (!unflushed_) return {};
-  for (std::uint64_t sequence = unflushed_->first(); sequence != unflushed_->end(); ++sequence) {
-    const UnflushedWrites::Entry& entry = unflushed_->at(sequence);
-    if (entry.state != UnflushedWrites::Entry::State::kept) continue;
-    auto written = write_again(entry);
-    if (!written) return rbt::failure(std::move(written.error()).within("writing again what the target has forgotten"));
-    ++statistics_.rewritten;
-  }
-  return {};
-}
-
-Result<void> Volume::Implementation::write_again(const UnflushedWrites::Entry& entry) {
-  Request request;
-  const auto data = unflushed_->data(entry);
-  const iovec piece{data.data(), data.size()};
-  const auto submit = [&] {
-    if (entry.operation == Operation::write) return queue_->write(request, disk_, entry.range.first, {&piece, 1});
-    if (entry.operation == Operation::discard) return queue_->discard(request, disk_, {&entry.range, 1});
-    return queue_->write_zeroes(request, disk_, entry.range, entry.deallocate);
-  };
-  const Submitted submitted = submit();
-  // The queue pair ends every command in its time; the bound is for a reactor that was told to stop.
-  if (submitted == Submitted::accepted) (void)queue_->wait(request, Instant::max());
-  if (request.in_flight()) {
-    queue_.reset();
-    return rbt::failure(ErrorKind::disconnected, "the reactor was told to stop");
-  }
-  if (submitted == Submitted::accepted && request.outcome == Outcome::success) return {};
-  if (submitted == Submitted::refused || request.outcome == Outcome::failed) {
-    fatal_ = true;
-    return rbt::failure(ErrorKind::io,
-                        fmt::format("{} of {} blocks at LBA {}: {}", name(entry.operation), entry.range.count.value(),
-                                    entry.range.first.value(),
-                                    request.outcome == Outcome::failed ? nvme::describe(request.status)
-                                                                       : std::string(name(request.outcome))));
-  }
-  return rbt::failure(queue_->failure() != nullptr ? *queue_->failure()
-                                                   : Error(ErrorKind::disconnected, "the new path was lost"));
 }
 
 }  // namespace rbt::initiator

@@ -89,12 +89,14 @@ class Volume::Implementation {
   // The path.
   [[nodiscard]] Result<void> try_every_path();
   void advance(VolumeState to, const Error* why);
+  [[nodiscard]] bool path_lives() const noexcept;
   void take_down();
   [[nodiscard]] Instant silent_from(Instant now, Duration keep_alive) const noexcept;
   void lose(Error why);
   void fail(Error why);
   void attempt();
   [[nodiscard]] Result<void> connect();
+  [[nodiscard]] Result<const Namespace*> find_disk(const Uri& uri);
   [[nodiscard]] Result<void> compare_disk(const Namespace& now);
   [[nodiscard]] Result<std::optional<nvme::RecoveryInfo>> read_recovery_info(Nsid nsid);
   [[nodiscard]] Result<void> fence(const std::optional<nvme::RecoveryInfo>& info);
@@ -104,6 +106,14 @@ class Volume::Implementation {
   [[nodiscard]] Result<void> write_again();
   [[nodiscard]] Result<void> write_again(const UnflushedWrites::Entry& entry);
   void schedule();
+
+  // disk_change.cc
+  void on_event(const nvme::AsyncEvent& event);
+  void look_again();
+  void follow_disk(const Namespace& now);
+  void tell_changes();
+  void tell(DiskChange change);
+
   [[nodiscard]] Duration left() const noexcept;
   [[nodiscard]] Instant step_deadline() const noexcept;
   [[nodiscard]] Instant now() const noexcept { return environment_.clock.now(); }
@@ -139,6 +149,13 @@ class Volume::Implementation {
   transport::Timer wake_;
 
   Namespace disk_;
+  bool disk_gone_ = false;   // the target has removed it
+  bool look_again_ = false;  // the target says that something has changed
+  struct Told {
+    Blocks blocks;
+    bool read_only = false;
+    bool gone = false;
+  } told_;  // as the caller knows it
   std::unique_ptr<transport::BufferPool> buffers_;
   std::unique_ptr<Session> session_;
   std::vector<std::unique_ptr<RegisteredBuffer>> registered_;

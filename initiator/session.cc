@@ -359,6 +359,16 @@ Result<std::vector<Namespace>> Session::Implementation::rescan() {
   return namespaces;
 }
 
+Result<std::optional<Namespace>> Session::Implementation::look_at(Nsid nsid) {
+  auto found = read_namespace(
+      [this](const nvme::SubmissionQueueEntry& command, std::span<std::byte> data) { return admin(command, data); },
+      nsid, info(), logger_, controller_->admin().label());
+  if (!found)
+    return rbt::failure(std::move(found.error())
+                            .within(fmt::format("reading namespace {} of {} again", nsid.value(), uri_.to_string())));
+  return found;
+}
+
 // ---- the public face
 
 std::string_view name(SessionState state) noexcept {
@@ -415,6 +425,10 @@ std::uint32_t Session::io_queues() const noexcept {
 
 Result<std::vector<Namespace>> Session::rescan() {
   return implementation_->rescan();
+}
+
+Result<std::optional<Namespace>> Session::look_at(Nsid nsid) {
+  return implementation_->look_at(nsid);
 }
 
 BufferCacheCounters Session::buffer_cache() const {

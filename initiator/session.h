@@ -32,6 +32,7 @@ class Session::Implementation final : QueueOwner {
                                                          std::span<std::byte> data);
 
   [[nodiscard]] Result<std::vector<Namespace>> rescan();
+  [[nodiscard]] Result<std::optional<Namespace>> look_at(Nsid nsid);
 
   [[nodiscard]] const Uri& uri() const noexcept { return uri_; }
   [[nodiscard]] const Association& association() const noexcept { return controller_->association(); }

@@ -32,6 +32,17 @@ enum class VolumeState : std::uint8_t {
 };
 [[nodiscard]] std::string_view name(VolumeState state) noexcept;
 
+/// What has become of the disk while it was used. docs/recovery.md says what requests do then.
+enum class DiskChange : std::uint8_t {
+  grown,
+  shrunk,     ///< requests behind the new end are out_of_range
+  removed,    ///< requests fail as the target says
+  returned,   ///< the same disk as before it was removed
+  read_only,  ///< writes are unsupported
+  writable,
+};
+[[nodiscard]] std::string_view name(DiskChange change) noexcept;
+
 enum class Fencing : std::uint8_t {
   on,
   off  ///< an old write may land on top of a newer one: only to show that it does
@@ -66,6 +77,9 @@ struct VolumeOptions {
   /// fenced off and before the first command of its successor that could change anything; again, if it has changed, before
   /// `live`. From within open() and progress(). An error ends the attempt to connect, as if the path were lost.
   std::function<Result<void>(const Succession&)> on_succession{};
+  /// disk() has changed since it was told last, or since open(). From within progress(), outside of the reactor's turns; it
+  /// may turn the reactor and call into the volume, but for progress(), run_until() and close().
+  std::function<void(DiskChange)> on_change{};
   /// Every change of state, with the reason for `lost`, `reconnecting` (again) and `failed`. From within open(), progress()
   /// or a turn of the reactor; of the volume it may call what is const.
   std::function<void(VolumeState, const Error*)> on_state{};
@@ -109,14 +123,15 @@ class Volume {
   /// few times attempt_timeout later. Not from within a callback.
   [[nodiscard]] bool run_until(const std::function<bool()>& done, Instant deadline);
   /// For those who turn the reactor themselves: whenever progress_due(), call progress() outside of its turns. That takes a lost
-  /// path down, connects a new one and turns the reactor meanwhile. A timer ends the reactor's sleep when it becomes due.
+  /// path down, connects a new one, looks at a disk that has changed, and turns the reactor meanwhile. A timer ends the reactor's sleep when it becomes due.
   [[nodiscard]] bool progress_due() const noexcept;
   void progress();
 
   [[nodiscard]] VolumeState state() const noexcept;
   /// Why it is failed, or why the path was lost, or could not be had again, last; null: it never was.
   [[nodiscard]] const Error* failure() const noexcept;
-  /// As it is now; lives as long as the volume. Its size may grow when a path comes back.
+  /// As it is now; lives as long as the volume. Its size follows the target's (VolumeOptions::on_change); after it has been
+  /// removed: as it was.
   [[nodiscard]] const Namespace& disk() const noexcept;
   [[nodiscard]] Bytes request_max() const noexcept;  ///< of data in one request
   /// Requests submitted and not done.

@@ -195,7 +195,6 @@ TEST_CASE("A volume waits for a path as long as it was told to") {
 }
 
 TEST_CASE("Another disk at the same place is not written to: the volume fails and says what is there") {
-  const bool smaller = GENERATE(false, true);
   ForeignDisk disk;
   disk.open();
   hold_writes(disk);
@@ -204,10 +203,7 @@ TEST_CASE("Another disk at the same place is not written to: the volume fails an
   REQUIRE(disk.volume->write(write.request, Lba(5), data.all()) == Submitted::accepted);
   REQUIRE_FALSE(disk.run_until_done(write, 100ms));
   disk.target.script = {};
-  if (smaller)
-    disk.target.name_space.nsze = disk.target.name_space.ncap = nvme::to_le(RawTarget::kBlocks - 1);
-  else
-    disk.target.name_space.nguid[3] = static_cast<std::uint8_t>(disk.target.name_space.nguid[3] + 1);
+  disk.target.name_space.nguid[3] = static_cast<std::uint8_t>(disk.target.name_space.nguid[3] + 1);
   disk.lose_path();
   const std::size_t writes = disk.target.count(static_cast<std::uint8_t>(nvme::IoOpcode::write));
   REQUIRE(disk.run_until_done(write, 60s));
@@ -313,4 +309,23 @@ TEST_CASE("A volume counts requests, bytes, errors and latencies by kind, as the
   CHECK(counted.read.latency.max_us() > 0);
   CHECK(counted.read.latency.max_us() < 100'000);
   CHECK(counted.write.latency.max_us() >= 4e6);  // the fence of a foreign target took as long as that
+}
+
+TEST_CASE("What happened to a disk while its path was lost is told when the path is back: size, and who may write") {
+  ForeignDisk disk;
+  std::vector<initiator::DiskChange> changes;
+  disk.options.on_change = [&](initiator::DiskChange change) { changes.push_back(change); };
+  disk.open();
+  disk.target.name_space.nsze = disk.target.name_space.ncap = nvme::to_le(RawTarget::kBlocks - 1);
+  disk.target.name_space.nsattr = 1;
+  disk.lose_path();
+  REQUIRE(disk.volume->run_until([&] { return changes.size() == 2; }, disk.now() + 30s));
+  CHECK(changes == std::vector{initiator::DiskChange::shrunk, initiator::DiskChange::read_only});
+  CHECK(disk.volume->disk().blocks == Blocks(RawTarget::kBlocks - 1));
+  Memory data(512);
+  Ticket one;
+  CHECK(disk.volume->read(one.request, Lba(RawTarget::kBlocks - 1), data.all()) == Submitted::refused);
+  CHECK(one.request.outcome == Outcome::out_of_range);
+  CHECK(disk.volume->write(one.request, Lba(1), data.all()) == Submitted::refused);
+  CHECK(one.request.outcome == Outcome::unsupported);
 }
