@@ -25,6 +25,7 @@ bool same_identity(const Namespace& a, const Namespace& b) noexcept {
 }  // namespace
 
 Result<void> Volume::Implementation::connect() {
+  fatal_ = false;
   SessionOptions session = options_.session;
   session.io_queues = 1;
   session.management = &reactor_;
@@ -40,6 +41,7 @@ Result<void> Volume::Implementation::connect() {
   const auto found = find_disk(uri);
   if (!found) return rbt::failure(Error(found.error()));
   if (auto same = compare_disk(**found); !same) return same;
+  if (auto usable = check_access(**found); !usable) return usable;
   auto info = read_recovery_info((*found)->nsid);
   if (!info) return rbt::failure(std::move(info.error()));
   if (auto fenced = fence(*info); !fenced) return fenced;
@@ -62,8 +64,9 @@ Result<void> Volume::Implementation::connect() {
   }
   if (auto noted = note_succession(); !noted) return noted;
   if (!path_lives()) return rbt::failure(ErrorKind::disconnected, "the new path was lost at once");
-  give_up_at_ = Instant::max();
   wake_.cancel();
+  proven_ = false;
+  live_since_ = now();
   advance(VolumeState::live, nullptr);
   unsent_ = oldest_;
   pump();
@@ -220,6 +223,8 @@ Result<void> Volume::Implementation::write_again(const UnflushedWrites::Entry& e
     return rbt::failure(ErrorKind::disconnected, "the reactor was told to stop");
   }
   if (submitted == Submitted::accepted && request.outcome == Outcome::success) return {};
+  if (request.outcome == Outcome::failed && is_path_error(request.status))
+    return rbt::failure(ErrorKind::unreachable, nvme::describe(request.status));
   if (submitted == Submitted::refused || request.outcome == Outcome::failed) {
     fatal_ = true;
     return rbt::failure(ErrorKind::io,

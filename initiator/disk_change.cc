@@ -23,7 +23,9 @@ std::string_view name(DiskChange change) noexcept {
 
 // Within a turn of the reactor: only noted. progress() is due then.
 void Volume::Implementation::on_event(const nvme::AsyncEvent& event) {
-  if (event.type == NVME_AER_NOTICE && event.lid == NVME_LOG_LID_CHANGED_NS) look_again_ = true;
+  if (event.type != NVME_AER_NOTICE) return;
+  if (event.lid == NVME_LOG_LID_CHANGED_NS) look_again_ = true;
+  if (event.lid == NVME_LOG_LID_ANA) look_at_access_ = true;
 }
 
 // The volume is live, requests go on meanwhile.

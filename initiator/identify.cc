@@ -98,6 +98,7 @@ Result<ControllerInfo> parse_identify_controller(const nvme_id_ctrl& data, const
     return lie(ErrorKind::mismatch, "SUBNQN",
                fmt::format("\"{}\", but \"{}\" was connected to", info.subsystem_nqn, context.subsystem_nqn));
   info.commands_max = from_le(data.maxcmd);
+  if ((data.cmic & NVME_CTRL_CMIC_MULTI_ANA_REPORTING) != 0) info.access_groups = from_le(data.nanagrpid);
   info.namespaces_max = from_le(data.nn);
   info.volatile_write_cache = (data.vwc & NVME_CTRL_VWC_PRESENT) != 0;
   const unsigned oncs = from_le(data.oncs);
@@ -164,6 +165,7 @@ Result<Namespace> parse_identify_namespace(const nvme_id_ns& data, Nsid nsid, co
   out.discarded_reads_zero = (data.dlfeat & NVME_NS_DLFEAT_RB) == NVME_NS_DLFEAT_RB_ALL_0S;
   out.abilities = controller.abilities;
   out.transfer_max = controller.transfer_max;
+  out.access_group = from_le(data.anagrpid);
   out.optimal_io = Blocks(1);
   if ((data.nsfeat & NVME_NS_FEAT_IO_OPT) != 0)  // both fields 0's based
     out.optimal_io = Blocks(std::max(from_le(data.nows), from_le(data.npwg)) + std::uint64_t{1});

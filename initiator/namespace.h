@@ -39,6 +39,7 @@ struct ControllerInfo {
   std::uint32_t async_events_max = 1;   ///< AERL + 1
   std::uint32_t async_events = 0;       ///< OAES: which notices it can send
   bool keep_alive = false;              ///< KAS is not 0
+  std::uint32_t access_groups = 0;      ///< NANAGRPID; 0: it does not report asymmetric access (CMIC bit 3)
   bool volatile_write_cache = false;
   Abilities abilities;
 };
@@ -57,8 +58,9 @@ struct Namespace {
   bool thin = false;                     ///< NSFEAT bit 0
   bool discarded_reads_zero = false;     ///< DLFEAT 001b
   Abilities abilities;
-  Bytes transfer_max;  ///< of one command; longer requests are split
-  Blocks optimal_io;   ///< NOWS or NPWG; 1 if not told
+  Bytes transfer_max;              ///< of one command; longer requests are split
+  std::uint32_t access_group = 0;  ///< ANAGRPID; 0: none
+  Blocks optimal_io;               ///< NOWS or NPWG; 1 if not told
 
   [[nodiscard]] Bytes size() const noexcept {
     return Bytes(blocks.value() << block_shift.value());

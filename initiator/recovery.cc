@@ -52,7 +52,7 @@ Result<void> Volume::Implementation::open() {
     if (connected) break;
     const bool silence_helps = old_ && old_->silent != Instant::max() && now() < old_->silent;
     if (fatal_ || (now() >= until && !silence_helps)) return connected;
-    schedule();
+    try_again_later();
     if (!wait_until(now() >= until ? std::max(next_attempt_, old_->silent) : next_attempt_)) return stopped();
   }
   opened_ = true;
@@ -64,8 +64,7 @@ Result<void> Volume::Implementation::open() {
 Result<void> Volume::Implementation::try_every_path() {
   std::optional<Error> worst;
   bool fatal = false;
-  for (std::size_t i = 0; i < uris_.size(); ++i, uri_ = (uri_ + 1) % uris_.size()) {
-    fatal_ = false;
+  for (begin_round(); untried_ != 0; next_in_round()) {
     auto connected = connect();
     if (connected) return {};
     if (!fatal) worst = std::move(connected.error());
@@ -84,7 +83,7 @@ Result<void> Volume::Implementation::try_every_path() {
 
 bool Volume::Implementation::progress_due() const noexcept {
   switch (state_) {
-    case VolumeState::live: return !path_lives() || look_again_;
+    case VolumeState::live: return !path_lives() || path_error_ || look_at_access_ || look_again_;
     case VolumeState::lost: return true;
     case VolumeState::reconnecting: return now() >= std::min(next_attempt_, give_up_at_);
     case VolumeState::fenced:  // never seen from outside of progress()
@@ -102,21 +101,17 @@ void Volume::Implementation::progress() {
   check(!reactor_.turning(), "progress() turns the reactor, so it is not called from within a turn");
   while (progress_due()) {
     switch (state_) {
-      case VolumeState::live: {
-        if (path_lives()) {
-          look_again();
-          break;
-        }
-        const Error* const why = queue_->failure();
-        lose(why != nullptr ? *why : session_->failure().value_or(Error(ErrorKind::disconnected, "the session ended")));
-        break;
-      }
+      case VolumeState::live: look_after_path(); break;
       case VolumeState::lost:
         take_down();
         if (now() >= give_up_at_) return fail(*failure_);
         advance(VolumeState::reconnecting, &*failure_);
-        backoff_ = Duration::zero();
-        schedule();
+        begin_round();
+        uri_ = (uri_ + 1) % uris_.size();
+        if (uris_.size() > 1 && backoff_ == Duration::zero())
+          next_attempt_ = now();
+        else
+          try_again_later();
         break;
       case VolumeState::reconnecting:
         if (now() >= give_up_at_) return fail(*failure_);
@@ -129,14 +124,29 @@ void Volume::Implementation::progress() {
   }
 }
 
+void Volume::Implementation::look_after_path() {
+  if (!path_lives()) {
+    const Error* const why = queue_->failure();
+    return lose(why != nullptr ? *why
+                               : session_->failure().value_or(Error(ErrorKind::disconnected, "the session ended")));
+  }
+  if (path_error_) return lose(Error(ErrorKind::unreachable, nvme::describe(*path_error_)));
+  if (look_at_access_) return look_at_access();
+  look_again();
+}
+
 // From any callback: only notes it. What is outstanding comes back as the queue pair is destroyed.
 void Volume::Implementation::lose(Error why) {
   if (state_ != VolumeState::live) return;
   failure_ = std::move(why);
   ++statistics_.losses;
-  lost_at_ = now();
-  give_up_at_ =
-      options_.on_loss && *options_.on_loss < Instant::max() - lost_at_ ? lost_at_ + *options_.on_loss : Instant::max();
+  // A path that was lost before it was of any use to anybody is one more failed attempt.
+  if (statistics_.losses == 1 || proven_ || now() - live_since_ > options_.attempt_timeout) {
+    lost_at_ = now();
+    give_up_at_ = options_.on_loss && *options_.on_loss < Instant::max() - lost_at_ ? lost_at_ + *options_.on_loss
+                                                                                    : Instant::max();
+    backoff_ = Duration::zero();
+  }
   environment_.logger.warning("{}: the path is lost, {} requests wait: {}", uris_[uri_].to_string(), in_flight_,
                               failure_->message());
   advance(VolumeState::lost, &*failure_);
@@ -145,6 +155,8 @@ void Volume::Implementation::lose(Error why) {
 void Volume::Implementation::take_down() {
   if (auto queue = std::move(queue_)) queue.reset();  // what it carried is pending again
   registered_.clear();
+  look_again_ = look_at_access_ = false;
+  path_error_.reset();
   session_.reset();
   if (std::exchange(used_, false))
     old_ = Old{.id = association_, .uri = uri_, .silent = silent_from(now(), association_keep_alive_)};
@@ -164,7 +176,7 @@ void Volume::Implementation::fail(Error why) {
   end_all_later(Outcome::disconnected);
 }
 
-void Volume::Implementation::schedule() {
+void Volume::Implementation::try_again_later() {
   backoff_ = backoff_ == Duration::zero() ? options_.backoff_first : std::min(backoff_ * 2, options_.backoff_max);
   const auto half = static_cast<std::uint64_t>(std::max<Duration::rep>(backoff_.count() / 2, 1));
   next_attempt_ = now() + Duration(static_cast<Duration::rep>(half + environment_.random.below(half + 1)));
@@ -186,14 +198,20 @@ void Volume::Implementation::attempt() {
   }
   failure_ = std::move(connected.error());
   take_down();
-  if (fatal_) return fail(*failure_);
+  if (fatal_ && !round_fatal_) round_fatal_ = failure_;
   environment_.logger.info("{}: {}; trying again", uris_[uri_].to_string(), failure_->message());
-  uri_ = (uri_ + 1) % uris_.size();
   if (state_ == VolumeState::fenced) {
     advance(VolumeState::lost, &*failure_);
     advance(VolumeState::reconnecting, &*failure_);
   }
-  schedule();
+  next_in_round();
+  if (untried_ != 0) {
+    next_attempt_ = now();
+    return;
+  }
+  if (round_fatal_) return fail(*round_fatal_);
+  begin_round();
+  try_again_later();
 }
 
 Duration Volume::Implementation::left() const noexcept {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "common/nvme/access.h"
 #include "common/nvme/recovery.h"
 #include "initiator/unflushed.h"
 #include "initiator/volume.h"
@@ -24,6 +25,11 @@ namespace rbt::initiator {
     case VolumeState::closed: return from != VolumeState::closed;
   }
   return false;
+}
+
+/// The command did not reach its namespace, by this path, at this time (Base 2.0, 3.3.3.2.4): it may by another, or later.
+[[nodiscard]] constexpr bool is_path_error(nvme::Status status) noexcept {
+  return status.type() == 3;
 }
 
 /// Error: invalid_argument.
@@ -90,6 +96,7 @@ class Volume::Implementation {
   [[nodiscard]] Result<void> try_every_path();
   void advance(VolumeState to, const Error* why);
   [[nodiscard]] bool path_lives() const noexcept;
+  void look_after_path();
   void take_down();
   [[nodiscard]] Instant silent_from(Instant now, Duration keep_alive) const noexcept;
   void lose(Error why);
@@ -105,7 +112,7 @@ class Volume::Implementation {
   [[nodiscard]] Result<void> choose_memory(const std::optional<nvme::RecoveryInfo>& info);
   [[nodiscard]] Result<void> write_again();
   [[nodiscard]] Result<void> write_again(const UnflushedWrites::Entry& entry);
-  void schedule();
+  void try_again_later();
 
   // disk_change.cc
   void on_event(const nvme::AsyncEvent& event);
@@ -113,6 +120,13 @@ class Volume::Implementation {
   void follow_disk(const Namespace& now);
   void tell_changes();
   void tell(DiskChange change);
+
+  // access.cc
+  [[nodiscard]] Result<nvme::AccessState> read_access(std::uint32_t group);
+  [[nodiscard]] Result<void> check_access(const Namespace& found);
+  void look_at_access();
+  void begin_round();
+  void next_in_round();
 
   [[nodiscard]] Duration left() const noexcept;
   [[nodiscard]] Instant step_deadline() const noexcept;
@@ -142,6 +156,16 @@ class Volume::Implementation {
   bool fatal_ = false;  // what connect() has found will not change
   bool opened_ = false;
   std::size_t uri_ = 0;  // the path that is, or will be tried next
+  // Every URI is tried once per round; first for an optimized one, then for any.
+  std::size_t untried_ = 0;
+  bool optimized_only_ = false;
+  bool second_best_ = false;          // there is one, in this round
+  std::optional<Error> round_fatal_;  // what one of them has found will not change
+  nvme::AccessState access_ = nvme::AccessState::optimized;
+  bool look_at_access_ = false;             // the target says that it has changed
+  std::optional<nvme::Status> path_error_;  // a command has ended with it
+  bool proven_ = false;                     // a request was carried out on this path
+  Instant live_since_{};
   Instant lost_at_{};
   Instant next_attempt_ = Instant::min();
   Instant give_up_at_ = Instant::max();

@@ -18,7 +18,9 @@ constexpr Duration kShutdownBound = std::chrono::seconds(2);
 constexpr Duration kEventPause =
     std::chrono::milliseconds(10);  // a controller that floods us with events is slowed to this
 constexpr std::uint32_t kEventRequestsMax = 4;
-constexpr std::uint32_t kNamespaceNotice = 1u << 8;  // OAES and feature 0Bh: namespace attributes changed
+// OAES and feature 0Bh.
+constexpr std::uint32_t kNamespaceNotice = NVME_CTRL_OAES_NA;
+constexpr std::uint32_t kAccessNotice = NVME_CTRL_OAES_ANA;
 constexpr std::uint32_t kIoQueuesMax = 1024;
 constexpr std::uint32_t kKeepAliveSecondsMax = 0xffffffff / 1000;  // KATO is 32 bits of milliseconds
 
@@ -167,14 +169,14 @@ void Session::Implementation::send_keep_alive() {
 // ---- asynchronous events (Base 2.0, 5.2)
 
 void Session::Implementation::start_events(Instant deadline) {
-  const std::uint32_t wanted = controller_->info().async_events & kNamespaceNotice;
+  const std::uint32_t wanted = controller_->info().async_events & (kNamespaceNotice | kAccessNotice);
   if (wanted != 0) {
     const auto answer =
         call(controller_->admin(), nvme::encode_set_features({.fid = NVME_FEAT_FID_ASYNC_EVENT, .value = wanted}), {},
              deadline);
     if (answer && !answer->status().ok())
-      logger_.info("{}: {}; changes of namespaces will not be noticed", controller_->admin().label(),
-                   status_error("enabling events", answer->status()).message());
+      logger_.info("{}: {}; changes of namespaces and of access to them will not be noticed",
+                   controller_->admin().label(), status_error("enabling events", answer->status()).message());
   }
   const std::uint32_t count = std::min(controller_->info().async_events_max, kEventRequestsMax);
   for (std::uint32_t i = 0; i < count; ++i) {

@@ -129,7 +129,7 @@ Submitted Volume::Implementation::submit(Request& request) {
 
 // Sends what has not been sent, in order, as far as the queue pair and the memory for unflushed writes have room.
 void Volume::Implementation::pump() {
-  while (state_ == VolumeState::live && unsent_ != nullptr) {
+  while (state_ == VolumeState::live && !path_error_ && unsent_ != nullptr) {
     Slot& slot = *unsent_;
     if (owed_ && slot.outer->operation == Operation::flush) {
       end_later(slot, Outcome::failed, *std::exchange(owed_, {}));
@@ -172,6 +172,12 @@ void Volume::Implementation::on_done(Slot& slot) {
     slot.sent = false;  // stays where it is; who took the path down, or progress(), sends it again
     return;
   }
+  if (outcome == Outcome::failed && is_path_error(slot.inner.status)) {
+    slot.sent = false;  // as above; progress() finds another path
+    path_error_ = slot.inner.status;
+    return;
+  }
+  if (outcome == Outcome::success) proven_ = true;
   finish(slot, outcome, slot.inner.status);
   pump();
 }
@@ -269,12 +275,16 @@ void Volume::Implementation::count(const Slot& slot) noexcept {
 
 void Volume::Implementation::flush_if_needed() {
   const bool needed = inheritance_ == Inheritance::unflushed || (unflushed_ && unflushed_->half_full());
-  if (state_ != VolumeState::live || own_flush_.in_flight() || !needed) return;
+  if (state_ != VolumeState::live || path_error_ || own_flush_.in_flight() || !needed) return;
   own_flush_covers_ = unflushed_ ? unflushed_->acknowledged() : 0;
   if (queue_->flush(own_flush_, disk_) == Submitted::accepted) ++statistics_.flushes;  // else: when a request is done
 }
 
 void Volume::Implementation::on_own_flush() {
+  if (own_flush_.outcome == Outcome::failed && is_path_error(own_flush_.status)) {
+    path_error_ = own_flush_.status;
+    return;
+  }
   const bool inherited = inheritance_ == Inheritance::unflushed;
   if (own_flush_.outcome == Outcome::success) {
     inheritance_ = Inheritance::none;

@@ -35,9 +35,16 @@ Result<void> Acceptor::open() {
   auto listener = (*group)->group().listen(address_, options, *this);
   if (!listener) return failure(std::move(listener.error()));
   listener_ = std::move(*listener);
+  if (known_as_.empty()) known_as_ = listener_->address();
   // Whoever left the choice to the fabric gets the same again.
   if (auto actual = Uri::parse(listener_->address())) address_ = std::move(*actual);
   return {};
+}
+
+bool Acceptor::listens_at(const Uri& address) const {
+  const auto here = Uri::parse(known_as_);
+  return here && here->scheme == address.scheme && here->host == address.host && here->port == address.port &&
+         here->option("socket") == address.option("socket");
 }
 
 void Acceptor::close() noexcept {
@@ -82,8 +89,8 @@ void Acceptor::on_request(std::unique_ptr<transport::ConnectionRequest> request)
     }
     ReactorContext& reactor = place(wanted.qid);
     reactor.add_load();
-    reactor.post([&reactor, &fabric = fabric_, wanted, request = std::move(request)]() mutable {
-      reactor.accept(std::move(request), fabric, wanted);
+    reactor.post([&reactor, &fabric = fabric_, &port = port_, wanted, request = std::move(request)]() mutable {
+      reactor.accept(std::move(request), fabric, port, wanted);
     });
   }
 }

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "target/port.h"
 #include "target/reactor_context.h"
 #include "transport/fabric.h"
 #include "transport/reactor/timer.h"
@@ -16,7 +17,10 @@ class Acceptor final : public transport::ListenerHandler {
  public:
   [[nodiscard]] static Result<std::unique_ptr<Acceptor>> listen(Core& core, transport::Fabric& fabric,
                                                                 const Uri& address);
-  [[nodiscard]] std::string address() const { return listener_->address(); }
+  /// The address with the port that was chosen; stays, whatever becomes of the listener. Any thread.
+  [[nodiscard]] const std::string& known_as() const noexcept { return known_as_; }
+  [[nodiscard]] bool listens_at(const Uri& address) const;
+  [[nodiscard]] Port& port() noexcept { return port_; }
   /// Hears nobody any more.
   void close() noexcept;
 
@@ -33,6 +37,8 @@ class Acceptor final : public transport::ListenerHandler {
   Core& core_;
   transport::Fabric& fabric_;
   Uri address_;
+  std::string known_as_;
+  Port port_;
   std::unique_ptr<transport::Listener> listener_;
   transport::Timer again_;
   std::size_t next_ = 0;  // where the search for the least loaded reactor begins

@@ -89,6 +89,9 @@ nvme::Expected<Plan> Command::decode() {
       return refuse(StatusCode::invalid_opcode);
   }
 
+  if (!admin_queue && !sqe_.is_fabrics())
+    if (const Status status = nvme::access_status(connection_->port().access()); !status.ok())
+      return tl::unexpected(status);
   auto plan = operation_->plan(*this);
   if (!plan) return plan;
   const std::uint32_t offered = nvme::length(data_);

@@ -40,9 +40,10 @@ Command* CommandList::pop_front() noexcept {
   return command;
 }
 
-Result<std::unique_ptr<Connection>> Connection::create(ReactorContext& reactor, FabricGroup& fabric, std::uint64_t id,
-                                                       const nvme::CmRequest& wanted, std::string peer) {
-  std::unique_ptr<Connection> connection(new Connection(reactor, fabric, id, wanted, std::move(peer)));
+Result<std::unique_ptr<Connection>> Connection::create(ReactorContext& reactor, FabricGroup& fabric, const Port& port,
+                                                       std::uint64_t id, const nvme::CmRequest& wanted,
+                                                       std::string peer) {
+  std::unique_ptr<Connection> connection(new Connection(reactor, fabric, port, id, wanted, std::move(peer)));
   const std::size_t bytes = connection->command_count_ * kResponseBytes;
   connection->response_memory_ = reactor.buffers().allocate(bytes);
   if (connection->response_memory_.empty())
@@ -59,10 +60,11 @@ Result<std::unique_ptr<Connection>> Connection::create(ReactorContext& reactor, 
   return connection;
 }
 
-Connection::Connection(ReactorContext& reactor, FabricGroup& fabric, std::uint64_t id, const nvme::CmRequest& wanted,
-                       std::string peer)
+Connection::Connection(ReactorContext& reactor, FabricGroup& fabric, const Port& port, std::uint64_t id,
+                       const nvme::CmRequest& wanted, std::string peer)
     : reactor_(reactor),
       fabric_(fabric),
+      port_(port),
       id_(id),
       wanted_(wanted),
       peer_(std::move(peer)),

@@ -15,6 +15,7 @@
 #include "target/command.h"
 #include "target/controller.h"
 #include "target/credits.h"
+#include "target/port.h"
 #include "transport/fabric.h"
 #include "transport/reactor/timer.h"
 
@@ -56,8 +57,8 @@ class Connection final : public transport::ConnectionHandler {
  public:
   /// Errors: `resource`. Then the request can still be rejected.
   [[nodiscard]] static Result<std::unique_ptr<Connection>> create(ReactorContext& reactor, FabricGroup& fabric,
-                                                                  std::uint64_t id, const nvme::CmRequest& wanted,
-                                                                  std::string peer);
+                                                                  const Port& port, std::uint64_t id,
+                                                                  const nvme::CmRequest& wanted, std::string peer);
   ~Connection() override;
   /// The fabric took it: `connection` carries it from now on.
   [[nodiscard]] Result<void> attach(transport::Connection& connection);
@@ -78,6 +79,8 @@ class Connection final : public transport::ConnectionHandler {
   // For its commands.
   [[nodiscard]] ReactorContext& reactor() const noexcept { return reactor_; }
   [[nodiscard]] FabricGroup& fabric() const noexcept { return fabric_; }
+  /// That it came through.
+  [[nodiscard]] const Port& port() const noexcept { return port_; }
   [[nodiscard]] const transport::ConnectionLimits& limits() const noexcept { return transport_->limits(); }
   [[nodiscard]] transport::ProtectionDomain& domain() const noexcept { return transport_->domain(); }
   [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
@@ -125,8 +128,8 @@ class Connection final : public transport::ConnectionHandler {
   [[nodiscard]] std::span<Command> commands() noexcept { return {commands_.get(), command_count_}; }
 
  private:
-  Connection(ReactorContext& reactor, FabricGroup& fabric, std::uint64_t id, const nvme::CmRequest& wanted,
-             std::string peer);
+  Connection(ReactorContext& reactor, FabricGroup& fabric, const Port& port, std::uint64_t id,
+             const nvme::CmRequest& wanted, std::string peer);
   void on_receive(const transport::ReceivedMessage& message);
   void begin(const transport::ReceivedMessage& message);
   void begin_waiting();
@@ -137,6 +140,7 @@ class Connection final : public transport::ConnectionHandler {
 
   ReactorContext& reactor_;
   FabricGroup& fabric_;
+  const Port& port_;
   const std::uint64_t id_;
   const nvme::CmRequest wanted_;
   const std::string peer_;

@@ -21,6 +21,22 @@ namespace rbt::target {
 
 class Command;
 
+/// The host has to learn that its access state has changed, once until it has read the log (Base 2.0, 5.2).
+class AccessNotice {
+ public:
+  void note() noexcept { due_ = !told_; }
+  [[nodiscard]] bool due() const noexcept { return due_; }
+  void set_told() noexcept {
+    due_ = false;
+    told_ = true;
+  }
+  void clear() noexcept { due_ = told_ = false; }
+
+ private:
+  bool due_ = false;
+  bool told_ = false;
+};
+
 /// The last commands that failed (Base 2.0, 5.16.1.2). Thread-safe: all queues of a controller write it, rarely.
 class ErrorLog {
  public:
@@ -113,6 +129,7 @@ class Controller {
   /// Asynchronous Event Requests without an event, at most kHeldEventsMax.
   [[nodiscard]] std::vector<Command*>& held_events() noexcept { return held_events_; }
   [[nodiscard]] ChangedNamespaces& changed_namespaces() noexcept { return changed_namespaces_; }
+  [[nodiscard]] AccessNotice& access_notice() noexcept { return access_notice_; }
 
  private:
   void on_timer();
@@ -132,6 +149,7 @@ class Controller {
   std::chrono::milliseconds keep_alive_{0};
   std::vector<Command*> held_events_;
   ChangedNamespaces changed_namespaces_;
+  AccessNotice access_notice_;
   std::function<void()> on_expired_;
   transport::Timer timer_;
 };

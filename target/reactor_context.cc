@@ -87,7 +87,7 @@ void ReactorContext::post(transport::Task task) {
 }
 
 void ReactorContext::accept(std::unique_ptr<transport::ConnectionRequest> request, transport::Fabric& fabric,
-                            const nvme::CmRequest& wanted) {
+                            const Port& port, const nvme::CmRequest& wanted) {
   const std::string peer = request->peer();
   const auto give_up = [&](const Error& error) {
     core_.connections_refused.fetch_add(1, std::memory_order_relaxed);
@@ -100,7 +100,7 @@ void ReactorContext::accept(std::unique_ptr<transport::ConnectionRequest> reques
   }
   auto group = open_fabric(fabric);
   check(group.has_value(), "every reactor has opened the fabric of every listener");
-  auto connection = Connection::create(*this, **group, ++last_id_, wanted, peer);
+  auto connection = Connection::create(*this, **group, port, ++last_id_, wanted, peer);
   if (!connection) {
     load_.fetch_sub(1, std::memory_order_relaxed);
     request->reject(nvme::wire_bytes(nvme::encode_cm_reject(nvme::CmReject::no_resources)));
@@ -235,7 +235,18 @@ void ReactorContext::note_change(const Subsystem& subsystem, Nsid nsid) {
         &controller->subsystem() != &subsystem)
       continue;
     controller->changed_namespaces().note(nsid);
-    send_due_event(*controller);
+    send_due_events(*controller);
+  }
+}
+
+void ReactorContext::note_access_change(const Port& port) {
+  for (const auto& [id, connection] : connections_) {
+    Controller* const controller = connection->controller();
+    if (controller == nullptr || connection->terms().qid != Qid(0) || connection->ended() ||
+        &connection->port() != &port)
+      continue;
+    controller->access_notice().note();
+    send_due_events(*controller);
   }
 }
 

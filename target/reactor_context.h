@@ -72,7 +72,7 @@ class ReactorContext {
   /// Before the threads run. The same fabric twice is one group.
   [[nodiscard]] Result<FabricGroup*> open_fabric(transport::Fabric& fabric);
   /// `request` was admitted (acceptor.h); load was added. Accepts it here, or logs why not.
-  void accept(std::unique_ptr<transport::ConnectionRequest> request, transport::Fabric& fabric,
+  void accept(std::unique_ptr<transport::ConnectionRequest> request, transport::Fabric& fabric, const Port& port,
               const nvme::CmRequest& wanted);
   /// The connection has ended and owns nothing any more: it is destroyed soon.
   void bury(Connection& connection);
@@ -86,6 +86,8 @@ class ReactorContext {
   void set_geometry(const Subsystem& subsystem, Nsid nsid, const Geometry& geometry);
   /// Tells the hosts whose admin queue is here.
   void note_change(const Subsystem& subsystem, Nsid nsid);
+  /// Tells the hosts whose admin queue is here and came through `port` that its access state has changed.
+  void note_access_change(const Port& port);
   /// The last command has left a namespace that is leaving; called from the command's own functions.
   void release_later(ServedNamespace& ns);
   /// Lets what is in flight finish until `deadline`, then closes all.

@@ -162,11 +162,24 @@ Result<std::string> Target::listen(transport::Fabric& fabric, const Uri& address
     return failure(ErrorKind::in_use, fmt::format("{}: listeners are added before the target starts", where()));
   auto acceptor = Acceptor::listen(impl_->core, fabric, address);
   if (!acceptor) return failure(std::move(acceptor.error()).within(where()));
-  std::string actual = (*acceptor)->address();
+  std::string actual = (*acceptor)->known_as();
   auto uri = Uri::parse(actual);
   impl_->core.addresses.push_back({std::string(fabric.name()), uri ? std::move(*uri) : address});
   impl_->acceptors.push_back(std::move(*acceptor));
   return actual;
+}
+
+Result<void> Target::set_access(const Uri& address, nvme::AccessState state) {
+  const auto found = std::find_if(impl_->acceptors.begin(), impl_->acceptors.end(),
+                                  [&](const auto& acceptor) { return acceptor->listens_at(address); });
+  if (found == impl_->acceptors.end())
+    return failure(ErrorKind::not_found, fmt::format("making {} {}: nothing listens at that address",
+                                                     address.to_string(), nvme::name(state)));
+  Port& port = (*found)->port();
+  port.set_access(state);
+  for (const auto& reactor : impl_->core.reactors)
+    reactor->post([reactor = reactor.get(), &port] { reactor->note_access_change(port); });
+  return {};
 }
 
 Result<void> Target::start() {

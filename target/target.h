@@ -19,6 +19,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/nvme/access.h"
 #include "common/nvme/nqn.h"
 #include "common/random.h"
 #include "common/result.h"
@@ -150,6 +151,12 @@ class Target {
   /// address with the port that was chosen. Every subsystem is reachable through every listener; the discovery log
   /// names a listener to those who come through the same kind of fabric. Errors: those of PollGroup::listen().
   [[nodiscard]] Result<std::string> listen(transport::Fabric& fabric, const Uri& address);
+
+  /// Thread-safe between listen() and stop(), one caller at a time. What hosts that came through the listener at `address` (with
+  /// the port that was chosen) can do with the namespaces: they are told (Base 2.0, 5.2: Asymmetric Namespace Access Change),
+  /// and where that is nothing, their I/O commands end with a path related status, for them to use another listener.
+  /// Commands that have come before are carried out. `optimized` until set. Errors: `not_found`.
+  [[nodiscard]] Result<void> set_access(const Uri& address, nvme::AccessState state);
 
   /// Serves. Own reactors: their threads run from now on. Given reactors: they serve whenever they are turned.
   [[nodiscard]] Result<void> start();

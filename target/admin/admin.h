@@ -27,8 +27,8 @@ namespace rbt::target {
 /// docs/recovery.md. The log page is one of get_log_page()'s.
 [[nodiscard]] Step recovery_log(Command& command, const nvme::GetLogPage& wanted);
 [[nodiscard]] Step fence(Command& command);
-/// If one is due, the host wants it and a request is held.
-void send_due_event(Controller& controller);
+/// Those that are due and that the host wants, as far as requests are held.
+void send_due_events(Controller& controller);
 /// Ends every held Asynchronous Event Request with `status`.
 void complete_held_events(Controller& controller, nvme::Status status);
 

@@ -1,6 +1,7 @@
 // Asynchronous Event Request, Abort and Keep Alive (Base 2.0, 5.1, 5.2, 5.18): commands about time.
 
 #include <algorithm>
+#include <optional>
 
 #include "common/nvme/admin_command.h"
 #include "common/nvme/types.h"
@@ -15,12 +16,24 @@ using nvme::StatusCode;
 
 namespace {
 
-// The only event there is (Base 2.0, figure 146): type Notice, Namespace Attribute Changed.
-constexpr nvme::AsyncEvent kNamespaceChanged{.type = NVME_AER_NOTICE, .info = 0, .lid = NVME_LOG_LID_CHANGED_NS};
+// The events there are (Base 2.0, figure 146).
+constexpr nvme::AsyncEvent kNamespaceChanged{
+    .type = NVME_AER_NOTICE, .info = NVME_AER_NOTICE_NS_CHANGED, .lid = NVME_LOG_LID_CHANGED_NS};
+constexpr nvme::AsyncEvent kAccessChanged{
+    .type = NVME_AER_NOTICE, .info = NVME_AER_NOTICE_ANA, .lid = NVME_LOG_LID_ANA};
 
-bool event_wanted(Controller& controller) noexcept {
-  return controller.changed_namespaces().event_due() &&
-         (controller.features().async_events & NVME_FEATURE_AENCFG_NOTICE_NAMESPACE_ATTRIBUTES) != 0;
+// One that is due and that the host wants; it is told by this.
+std::optional<nvme::AsyncEvent> take_event(Controller& controller) noexcept {
+  const std::uint32_t wanted = controller.features().async_events;
+  if (controller.changed_namespaces().event_due() && (wanted & NVME_FEATURE_AENCFG_NOTICE_NAMESPACE_ATTRIBUTES) != 0) {
+    controller.changed_namespaces().set_told();
+    return kNamespaceChanged;
+  }
+  if (controller.access_notice().due() && (wanted & NVME_FEATURE_AENCFG_NOTICE_ANA_CHANGE) != 0) {
+    controller.access_notice().set_told();
+    return kAccessChanged;
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -31,9 +44,8 @@ nvme::Expected<Plan> plan_nothing(Command&) {
 
 Step async_event_request(Command& command) {
   Controller& controller = command.controller();
-  if (event_wanted(controller)) {
-    controller.changed_namespaces().set_told();
-    command.set_result(nvme::encode_async_event(kNamespaceChanged));
+  if (const auto event = take_event(controller)) {
+    command.set_result(nvme::encode_async_event(*event));
     return command.finish(Status());
   }
   auto& held = controller.held_events();
@@ -43,13 +55,15 @@ Step async_event_request(Command& command) {
   return Step::held;
 }
 
-void send_due_event(Controller& controller) {
+void send_due_events(Controller& controller) {
   auto& held = controller.held_events();
-  if (held.empty() || !event_wanted(controller)) return;
-  Command* const request = held.front();
-  held.erase(held.begin());
-  controller.changed_namespaces().set_told();
-  request->complete_held(Status(), nvme::encode_async_event(kNamespaceChanged));
+  while (!held.empty()) {
+    const auto event = take_event(controller);
+    if (!event) return;
+    Command* const request = held.front();
+    held.erase(held.begin());
+    request->complete_held(Status(), nvme::encode_async_event(*event));
+  }
 }
 
 void complete_held_events(Controller& controller, Status status) {

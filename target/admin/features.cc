@@ -30,7 +30,9 @@ bool is_io(const Command& command) {
 }
 
 std::uint32_t async_events_known(const Command& command) {
-  return is_io(command) ? kCriticalWarnings | NVME_FEATURE_AENCFG_NOTICE_NAMESPACE_ATTRIBUTES : kCriticalWarnings;
+  return is_io(command) ? kCriticalWarnings | NVME_FEATURE_AENCFG_NOTICE_NAMESPACE_ATTRIBUTES |
+                              NVME_FEATURE_AENCFG_NOTICE_ANA_CHANGE
+                        : kCriticalWarnings;
 }
 
 // Which features there are, and how many bytes of data they have.
@@ -119,7 +121,7 @@ Step set_features(Command& command) {
     case NVME_FEAT_FID_ASYNC_EVENT:
       if ((wanted.value & ~async_events_known(command)) != 0) break;
       controller.features().async_events = wanted.value;
-      send_due_event(controller);  // of what changed before the host could ask for it
+      send_due_events(controller);  // of what changed before the host could ask for it
       return command.finish(Status());
     default: break;
   }

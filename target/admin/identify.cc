@@ -38,7 +38,8 @@ constexpr std::uint8_t kVwcPresent = 1u << 0;
 constexpr std::uint8_t kVwcFlushAll = 3u << 1;  // Flush with NSID FFFFFFFFh flushes every namespace
 constexpr std::uint8_t kLpaSmartPerNamespace = 1u << 0;
 constexpr std::uint8_t kLpaEffects = 1u << 1;
-constexpr std::uint8_t kLpaOffset = 1u << 2;  // extended data: NUMDU, LPOL, LPOU
+constexpr std::uint8_t kAccessTransitionSeconds = 10;  // ANATT: more than any state is to last on its way to another
+constexpr std::uint8_t kLpaOffset = 1u << 2;           // extended data: NUMDU, LPOL, LPOU
 
 template <typename T>
 Step answer(Command& command, const T& structure) {
@@ -52,7 +53,12 @@ Step answer(Command& command, const T& structure) {
 void describe_io_controller(nvme_id_ctrl& id, const Controller& controller) {
   id.cntrltype = NVME_CTRL_CNTRLTYPE_IO;
   // Every listener is a port, every host gets a controller of its own.
-  id.cmic = NVME_CTRL_CMIC_MULTI_PORT | NVME_CTRL_CMIC_MULTI_CTRL;
+  id.cmic = NVME_CTRL_CMIC_MULTI_PORT | NVME_CTRL_CMIC_MULTI_CTRL | NVME_CTRL_CMIC_MULTI_ANA_REPORTING;
+  id.anatt = kAccessTransitionSeconds;
+  id.anacap = NVME_CTRL_ANACAP_OPT | NVME_CTRL_ANACAP_NON_OPT | NVME_CTRL_ANACAP_INACCESSIBLE |
+              NVME_CTRL_ANACAP_PERSISTENT_LOSS | NVME_CTRL_ANACAP_CHANGE | NVME_CTRL_ANACAP_GRPID_NO_CHG;
+  id.anagrpmax = to_le(kAccessGroup);
+  id.nanagrpid = to_le(std::uint32_t{1});
   id.sqes = 0x66;
   id.cqes = 0x44;
   id.nn = id.mnan = to_le(Subsystem::kNsidMax);
@@ -60,7 +66,7 @@ void describe_io_controller(nvme_id_ctrl& id, const Controller& controller) {
   id.oncs =
       to_le(static_cast<std::uint16_t>(NVME_CTRL_ONCS_DSM | NVME_CTRL_ONCS_TIMESTAMP | NVME_CTRL_ONCS_WRITE_ZEROES));
   id.vwc = static_cast<std::uint8_t>(kVwcFlushAll | (controller.offers_write_cache() ? kVwcPresent : 0));
-  id.oaes = to_le(static_cast<std::uint32_t>(NVME_CTRL_OAES_NA));
+  id.oaes = to_le(static_cast<std::uint32_t>(NVME_CTRL_OAES_NA | NVME_CTRL_OAES_ANA));
   id.lpa = kLpaSmartPerNamespace | kLpaEffects | kLpaOffset;
   // AWUN, AWUPF: 0, one block, whatever namespaces come; NAWUN and NAWUPF may say more.
 }
@@ -109,6 +115,7 @@ nvme_id_ns describe_namespace(const ServedNamespace& ns) {
   nvme_id_ns id{};
   id.nsze = id.ncap = id.nuse = to_le(geometry.blocks.value());
   id.nmic = NVME_NS_NMIC_SHARED;
+  id.anagrpid = to_le(kAccessGroup);
   if (geometry.optimal_io > Blocks(1) || geometry.discard_granularity > Blocks(1)) {
     id.nsfeat |= NVME_NS_FEAT_IO_OPT;
     id.npwg = id.npwa = id.nows = zero_based(geometry.optimal_io);

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "common/nvme/access.h"
 #include "common/nvme/admin_command.h"
 #include "common/nvme/recovery.h"
 #include "common/nvme/text.h"
@@ -113,6 +114,17 @@ Step changed_namespaces(Command& command, const GetLogPage& wanted) {
   return command.finish(Status());
 }
 
+// Reading any part of it without RAE acknowledges the event, as above. Never changed between two parts: the event says so.
+Step access_log(Command& command, const GetLogPage& wanted) {
+  const Port& port = command.connection().port();
+  nvme::AccessLog log{.changes = port.changes(), .group = kAccessGroup, .state = port.access()};
+  if ((wanted.lsp & nvme::kAccessLogGroupsOnly) == 0)
+    for (const auto& ns : command.namespaces().all())
+      log.namespaces.push_back(ns->nsid());
+  if (wanted.retain == nvme::RetainEvent::no) command.controller().access_notice().clear();
+  return answer(command, wanted, nvme::encode_access_log(log));
+}
+
 // A host reads it piece by piece and may well ask for what lies behind the end: that is zeroes, not an error.
 Step discovery_log(Command& command, const GetLogPage& wanted) {
   const auto log = build_discovery_log(command.connection(), command.controller().identity().host_nqn);
@@ -133,6 +145,7 @@ Answer find_log(ControllerKind kind, std::uint8_t lid) {
     case NVME_LOG_LID_FW_SLOT: return firmware_log;
     case NVME_LOG_LID_CHANGED_NS: return changed_namespaces;
     case NVME_LOG_LID_CMD_EFFECTS: return effects_log;
+    case NVME_LOG_LID_ANA: return access_log;
     case nvme::kRecoveryLogId: return recovery_log;
     default: return nullptr;
   }

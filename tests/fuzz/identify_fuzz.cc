@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "common/nvme/access.h"
 #include "initiator/identify.h"
 #include "tests/fuzz/input.h"
 
@@ -22,7 +23,7 @@ T filled(std::span<const std::byte> input) {
 int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   auto input = fuzz::bytes(data, size);
   if (input.size() < 9) return 0;
-  const auto kind = std::to_integer<unsigned>(input[0]) % 5;
+  const auto kind = std::to_integer<unsigned>(input[0]) % 6;
   nvme::Capabilities capabilities;
   std::memcpy(&capabilities.raw, input.data() + 1, sizeof capabilities.raw);
   input = input.subspan(9);
@@ -49,6 +50,8 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   } else if (kind == 3) {
     if (const auto space = parse_identify_namespace(filled<nvme_id_ns>(input), Nsid(1), {}))
       check(space->block_shift.bytes(space->blocks).has_value(), "the size fits");
+  } else if (kind == 4) {
+    (void)nvme::find_access_state(input, 1);
   } else {
     Namespace space;
     (void)parse_namespace_descriptors(input, space);

@@ -71,7 +71,13 @@ TEST_CASE("Identify Controller says what hosts insist on, and nothing that is no
   CHECK(from_le(id.maxcmd) == 1024);
   CHECK(from_le(id.nn) == 4096);
   CHECK(from_le(id.mnan) == 4096);
-  CHECK(from_le(id.oaes) == NVME_CTRL_OAES_NA);
+  CHECK(from_le(id.oaes) == (NVME_CTRL_OAES_NA | NVME_CTRL_OAES_ANA));
+  // Linux: MNAN not 0 and no more than NN, and a log of all groups and namespaces within MDTS.
+  CHECK((id.cmic & NVME_CTRL_CMIC_MULTI_ANA_REPORTING) != 0);
+  CHECK(id.anatt == 10);
+  CHECK((id.anacap & 0x1f) == 0x1f);
+  CHECK(from_le(id.anagrpmax) == 1);
+  CHECK(from_le(id.nanagrpid) == 1);
   CHECK(from_le(id.oncs) == (1u << 2 | 1u << 3 | 1u << 6));
   CHECK(from_le(id.sgls) == (1u << 20 | 1u << 2 | 1u));
   CHECK(from_le(id.ioccsz) == (64 + 4096) / 16);
