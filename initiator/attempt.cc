@@ -30,6 +30,7 @@ Result<void> Volume::Implementation::connect() {
   session.io_queues = 1;
   session.management = &reactor_;
   session.connect_timeout = step_deadline() - now();
+  session.reach_timeout = options_.reach_timeout;
   session.on_event = [this](const nvme::AsyncEvent& event) { on_event(event); };
   session.on_lost = {};
   const Uri& uri = uris_[uri_];

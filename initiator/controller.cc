@@ -97,7 +97,8 @@ Result<std::unique_ptr<Controller>> Controller::connect(transport::Fabric& fabri
                                                         const Association& association,
                                                         const ControllerOptions& options, Instant deadline) {
   std::unique_ptr<Controller> self(new Controller(fabric, reactor, association, options));
-  auto up = self->admin_.open(deadline);
+  const bool hurried = options.reach_timeout != Duration::zero();
+  auto up = self->admin_.open(hurried ? std::min(deadline, reactor.clock().now() + options.reach_timeout) : deadline);
   if (!up) return failure(std::move(up.error()));
   const std::string where = fmt::format("connecting {}", self->admin_.label());
 

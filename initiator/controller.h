@@ -36,6 +36,7 @@ struct ControllerOptions {
   ControllerKind kind = ControllerKind::io;
   Duration keep_alive{0};
   Duration command_timeout = std::chrono::seconds(30);
+  Duration reach_timeout{0};    ///< 0: until the deadline of connect()
   QueueOwner* owner = nullptr;  ///< of the admin queue
 };
 

@@ -93,6 +93,9 @@ struct SessionOptions {
   Duration keep_alive = std::chrono::seconds(
       15);  ///< KATO: one is sent at half of it, and has all of it to be answered; 0: off. URI: keep-alive=SECONDS
   Duration connect_timeout = std::chrono::seconds(10);  ///< for all of connect(), and for all of open_queue_pair()
+  /// For the first of its steps, the fabric's connection of the admin queue; 0: connect_timeout. Fabrics that have lost a
+  /// packet of it repeat it after seconds.
+  Duration reach_timeout{0};
   Duration command_timeout = std::chrono::seconds(30);  ///< for each command, unless its request says otherwise
   BufferCacheOptions buffer_cache{};
   /// Who drives admin queue and keep-alive. Null: a thread of the session's own. Otherwise the caller turns

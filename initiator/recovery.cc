@@ -199,7 +199,8 @@ void Volume::Implementation::attempt() {
   failure_ = std::move(connected.error());
   take_down();
   if (fatal_ && !round_fatal_) round_fatal_ = failure_;
-  environment_.logger.info("{}: {}; trying again", uris_[uri_].to_string(), failure_->message());
+  environment_.logger.log(attempts_logged_.allow(now()) ? LogLevel::info : LogLevel::debug, "{}: {}; trying again",
+                          uris_[uri_].to_string(), failure_->message());
   if (state_ == VolumeState::fenced) {
     advance(VolumeState::lost, &*failure_);
     advance(VolumeState::reconnecting, &*failure_);

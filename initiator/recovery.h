@@ -170,6 +170,7 @@ class Volume::Implementation {
   Instant next_attempt_ = Instant::min();
   Instant give_up_at_ = Instant::max();
   Duration backoff_{};
+  RateLimit attempts_logged_{std::chrono::seconds(10)};  // a target may be away for days
   transport::Timer wake_;
 
   Namespace disk_;

@@ -84,9 +84,12 @@ Result<void> Session::Implementation::connect(Random& random) {
     own_reactor_ = std::move(*created);
     reactor_ = own_reactor_.get();
   }
-  auto controller = Controller::connect(
-      fabric_, *reactor_, *association,
-      {.keep_alive = options_.keep_alive, .command_timeout = options_.command_timeout, .owner = this}, deadline);
+  auto controller = Controller::connect(fabric_, *reactor_, *association,
+                                        {.keep_alive = options_.keep_alive,
+                                         .command_timeout = options_.command_timeout,
+                                         .reach_timeout = options_.reach_timeout,
+                                         .owner = this},
+                                        deadline);
   if (!controller) return rbt::failure(std::move(controller.error()));
   controller_ = std::move(*controller);
   auto ready = set_up(deadline);

@@ -49,9 +49,11 @@ enum class Fencing : std::uint8_t {
 };
 
 struct VolumeOptions {
-  /// Of every session. `io_queues` is 1, `management` the volume's reactor, the callbacks are the volume's own. Without a host
-  /// identifier here or in the URI the first session's is kept. keep_alive 0: only against targets that can fence.
-  SessionOptions session{};
+  /// Of every session. `io_queues` is 1, `management` the volume's reactor, the callbacks and other timeouts are the volume's
+  /// own. Without a host identifier here or in the URI the first session's is kept. keep_alive: an idle volume notices after
+  /// one and a half of it that its path is gone, and against foreign targets two of it pass before it goes on; 5 s, as
+  /// Linux has it, unless told otherwise. 0: only against targets that can fence.
+  SessionOptions session{.keep_alive = std::chrono::seconds(5)};
   /// Of every queue pair. `buffers` is the volume's own: see buffers().
   QueuePairOptions queue{};
   std::uint32_t requests = 256;  ///< taken at a time, 1 to 65536: in flight, or waiting for a path
@@ -59,8 +61,11 @@ struct VolumeOptions {
   std::optional<Duration> on_loss{};
   /// Between two attempts to connect, doubled from one to the next; each is 50 to 100 % of that, by chance.
   Duration backoff_first = std::chrono::milliseconds(50);
-  Duration backoff_max = std::chrono::seconds(1);
-  Duration attempt_timeout = std::chrono::seconds(3);  ///< for each step of one attempt: connect, fence, write again
+  Duration backoff_max = std::chrono::milliseconds(500);
+  /// For each step of one attempt: connect, fence, write again; and for the fabric's connection, its first. With the
+  /// longest pause: how long after the target is there again the volume may not have noticed.
+  Duration attempt_timeout = std::chrono::seconds(3);
+  Duration reach_timeout = std::chrono::seconds(1);
   /// Memory for writes that were done and not flushed, kept to be written again to a target that has lost them; at least
   /// 4 MiB, 0: none are. When it is half full the volume flushes by itself. A request carries at most a quarter of it.
   Bytes unflushed{32 * kMiB};
