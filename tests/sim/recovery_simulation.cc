@@ -1,7 +1,8 @@
-// A volume under which the network fails and the target dies: the caller sees latency and nothing else. And what happens
-// without the fence, and without the memory of unflushed writes: the same checks must find it.
+// A volume under which the network fails, the target dies and its own process does: the caller sees latency and nothing else.
+// And what happens without the fence, without the record that one process leaves to the next, and without the memory of
+// unflushed writes: the same checks must find it.
 //
-//   recovery_simulation                 seeds 1 to 500 of both troubles, then without
+//   recovery_simulation                 seeds 1 to 500 of all troubles, then without
 //   recovery_simulation --seeds N       seeds 1 to N
 //   recovery_simulation --seed S        this one, and everything that is logged (also: RBT_SEED=S)
 
@@ -32,8 +33,17 @@ bool report(std::uint64_t seed, const RecoveryResult& result) {
   return false;
 }
 
-void print(const char* what, const RecoveryResult& sum) {
-  std::cout << what << ": " << sum.requests << " requests, " << sum.crashes << " crashes, " << sum.losses
+const char* name(Trouble trouble) {
+  switch (trouble) {
+    case Trouble::network: return "network";
+    case Trouble::processes: return "processes";
+    case Trouble::crashes: return "crashes";
+  }
+  return "unknown";
+}
+
+void print(Trouble trouble, const RecoveryResult& sum) {
+  std::cout << name(trouble) << ": " << sum.requests << " requests, " << sum.crashes << " crashes, " << sum.losses
             << " paths lost, " << sum.attempts << " attempts to connect, " << sum.reissued << " requests sent again, "
             << sum.rewritten << " writes written again\n";
 }
@@ -50,9 +60,9 @@ void add(RecoveryResult& sum, const RecoveryResult& one) {
 int replay(std::uint64_t seed) {
   const auto logger = rbt::make_stderr_logger(rbt::LogLevel::debug);
   bool well = true;
-  for (const Trouble trouble : {Trouble::network, Trouble::crashes}) {
+  for (const Trouble trouble : {Trouble::network, Trouble::processes, Trouble::crashes}) {
     const RecoveryResult result = simulate(seed, {.trouble = trouble}, *logger);
-    print(trouble == Trouble::network ? "network" : "crashes", result);
+    print(trouble, result);
     well = report(seed, result) && well;
   }
   return well ? 0 : 1;
@@ -69,10 +79,11 @@ bool sweep(Trouble trouble, std::uint64_t seeds) {
     }
     add(sum, result);
   }
-  print(trouble == Trouble::network ? "network" : "crashes", sum);
+  print(trouble, sum);
   // Trouble that hits nothing shows nothing.
   const bool hit = sum.losses >= seeds && sum.reissued >= seeds &&
-                   (trouble == Trouble::network || (sum.crashes >= seeds && sum.rewritten >= seeds));
+                   (trouble == Trouble::network || sum.crashes >= seeds) &&
+                   (trouble != Trouble::crashes || sum.rewritten >= seeds);
   if (!hit) std::cerr << "FAILED: the trouble did not hit anything\n";
   return hit;
 }
@@ -90,8 +101,9 @@ bool is_found_out(const RecoveryPlan& plan, const char* what) {
 
 int sweep_all(std::uint64_t seeds) {
   const bool well =
-      sweep(Trouble::network, seeds) && sweep(Trouble::crashes, seeds) &&
+      sweep(Trouble::network, seeds) && sweep(Trouble::processes, seeds) && sweep(Trouble::crashes, seeds) &&
       is_found_out({.trouble = Trouble::network, .fencing = rbt::initiator::Fencing::off}, "without the fence") &&
+      is_found_out({.trouble = Trouble::processes, .succeed = false}, "without a record of the process before") &&
       is_found_out({.trouble = Trouble::crashes, .remember = false}, "without the memory of unflushed writes");
   return well ? 0 : 1;
 }

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
+#include <vector>
 
 #include "common/check.h"
 #include "target/store/delay_layer.h"
@@ -55,14 +57,42 @@ RecoveryWorld::RecoveryWorld(std::uint64_t seed, const RecoveryPlan& plan, Logge
     };
   }
   power_on();
-  auto volume = initiator::Volume::open({network_.fabric("host"), network_.clock(), logger_, random_},
-                                        std::array{Uri::parse(kUri).value()}, *reactor_,
-                                        {.session = {.keep_alive = 2s, .command_timeout = kCommandTimeout},
-                                         .queue = {.depth = 6, .bounce = Bytes(2 * kMiB)},
-                                         .unflushed = Bytes(plan.remember ? 4 * kMiB : 0),
-                                         .fencing = plan.fencing});
-  check(volume.has_value(), "a healthy world has a path");
+  open_volume(Duration::zero());
+}
+
+void RecoveryWorld::open_volume(Duration patience) {
+  auto volume = initiator::Volume::open(
+      {network_.fabric("host"), network_.clock(), logger_, random_}, std::array{Uri::parse(kUri).value()}, *reactor_,
+      {.session = {.keep_alive = 2s, .command_timeout = kCommandTimeout},
+       .queue = {.depth = 6, .bounce = Bytes(2 * kMiB)},
+       .unflushed = Bytes(plan_.remember ? 4 * kMiB : 0),
+       .fencing = plan_.fencing,
+       .open_patience = patience,
+       .predecessor = plan_.succeed ? record_ : std::nullopt,
+       .on_succession = [this](const initiator::Succession& succession) -> Result<void> {
+         record_ = succession;
+         return {};
+       }});
+  if (!volume) return fail(fmt::format("the volume is not opened: {}", volume.error().message()));
   volume_ = std::move(*volume);
+}
+
+// As the kernel does with a block device: what was in flight is given to the next process, in order.
+void RecoveryWorld::kill_process() {
+  network_.faults().change_address("host");  // its connections end without a word of its own
+  killing_ = true;
+  note_statistics();
+  volume_.reset();
+  killing_ = false;
+  ++result_.crashes;
+  open_volume(120s);
+  std::vector<Worker*> orphans;
+  for (Worker& worker : workers_)
+    if (std::exchange(worker.orphaned, false)) orphans.push_back(&worker);
+  std::sort(orphans.begin(), orphans.end(), [](const Worker* a, const Worker* b) { return a->began < b->began; });
+  for (Worker* const worker : orphans)
+    if (!failed() && volume_->submit(worker->request) != Submitted::accepted)
+      fail("an orphaned request is not accepted");
 }
 
 RecoveryWorld::~RecoveryWorld() {
@@ -74,7 +104,7 @@ RecoveryWorld::~RecoveryWorld() {
 
 void RecoveryWorld::power_on() {
   std::unique_ptr<target::Store> store = std::make_unique<KeptStore>(*disk_);
-  if (plan_.trouble == Trouble::network) {
+  if (plan_.trouble != Trouble::crashes) {
     store = std::make_unique<StragglingStore>(std::move(store), random_());
   } else {
     target::DelayOptions delay;
@@ -115,7 +145,8 @@ void RecoveryWorld::power_off() {
 
 void RecoveryWorld::disturb() {
   auto& faults = network_.faults();
-  if (plan_.trouble == Trouble::network) {
+  if (plan_.trouble == Trouble::processes && random_.once_in(2)) return kill_process();
+  if (plan_.trouble != Trouble::crashes) {
     transport::sim::FaultPlan plan;
     plan.connection_lost = random_.once_in(2) ? 300 : 0;
     plan.packet_lost = random_.once_in(2) ? 200 : 0;
@@ -188,6 +219,10 @@ void RecoveryWorld::finish(Worker& worker) {
   worker.busy = false;
   ++moment_;
   const initiator::Request& request = worker.request;
+  if (killing_ && request.outcome == Outcome::aborted) {
+    worker.busy = worker.orphaned = true;
+    return;
+  }
   if (request.outcome != Outcome::success) {
     if (volume_ == nullptr || request.outcome == Outcome::aborted) return;  // the end of a failed run
     return fail(

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "initiator/volume.h"
@@ -16,17 +17,19 @@ namespace rbt::test {
 
 struct RecoveryPlan {
   enum class Trouble : std::uint8_t {
-    network,  ///< connections are lost by chance, over a store that is slow by seconds; the target lives on
-    crashes,  ///< the target dies with what it had not made durable, and comes back
+    network,    ///< connections are lost by chance, over a store that is slow by seconds; the target lives on
+    processes,  ///< the same, and the process that has the volume is killed, and another goes on with what was in flight
+    crashes,    ///< the target dies with what it had not made durable, and comes back
   } trouble = Trouble::network;
   initiator::Fencing fencing = initiator::Fencing::on;
   bool remember = true;  ///< the volume keeps what it has not flushed
+  bool succeed = true;   ///< processes know of each other
 };
 
 struct RecoveryResult {
   std::string failure;  ///< empty: the caller has noticed nothing
   std::uint64_t requests = 0;
-  std::uint64_t crashes = 0;
+  std::uint64_t crashes = 0;  ///< of the target, or of the volume's process
   std::uint64_t losses = 0;
   std::uint64_t attempts = 0;
   std::uint64_t reissued = 0;
@@ -55,8 +58,11 @@ class RecoveryWorld {
     std::uint64_t tag = 0;
     Moment began = 0;
     bool busy = false;
+    bool orphaned = false;  // its process was killed
   };
 
+  void open_volume(Duration patience);
+  void kill_process();
   void power_on();
   void power_off();
   void disturb();
@@ -84,6 +90,8 @@ class RecoveryWorld {
   std::unique_ptr<transport::Reactor> reactor_;
   transport::SharedMemory arena_;
   std::unique_ptr<initiator::Volume> volume_;
+  std::optional<initiator::Succession> record_;  // that processes leave to each other
+  bool killing_ = false;
   std::array<Worker, kWorkers> workers_{};
   BlockModel model_{kBlocks};
   Moment moment_ = 1;
