@@ -108,7 +108,7 @@ void Volume::Implementation::progress() {
         advance(VolumeState::reconnecting, &*failure_);
         begin_round();
         uri_ = (uri_ + 1) % uris_.size();
-        if (uris_.size() > 1 && backoff_ == Duration::zero())
+        if (uris_.size() > 1 && hurry_)
           next_attempt_ = now();
         else
           try_again_later();
@@ -141,7 +141,8 @@ void Volume::Implementation::lose(Error why) {
   failure_ = std::move(why);
   ++statistics_.losses;
   // A path that was lost before it was of any use to anybody is one more failed attempt.
-  if (statistics_.losses == 1 || proven_ || now() - live_since_ > options_.attempt_timeout) {
+  hurry_ = statistics_.losses == 1 || proven_ || now() - live_since_ > options_.attempt_timeout;
+  if (hurry_) {
     lost_at_ = now();
     give_up_at_ = options_.on_loss && *options_.on_loss < Instant::max() - lost_at_ ? lost_at_ + *options_.on_loss
                                                                                     : Instant::max();

@@ -165,6 +165,7 @@ class Volume::Implementation {
   bool look_at_access_ = false;             // the target says that it has changed
   std::optional<nvme::Status> path_error_;  // a command has ended with it
   bool proven_ = false;                     // a request was carried out on this path
+  bool hurry_ = false;                      // it was of use before it was lost
   Instant live_since_{};
   Instant lost_at_{};
   Instant next_attempt_ = Instant::min();

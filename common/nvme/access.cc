@@ -1,5 +1,7 @@
 #include "common/nvme/access.h"
 
+#include <array>
+#include <cstddef>
 #include <cstring>
 
 #include "common/nvme/endian.h"
@@ -7,7 +9,22 @@
 
 namespace rbt::nvme {
 
-static_assert(sizeof(nvme_ana_log) == kAccessLogHeaderBytes && sizeof(nvme_ana_group_desc) == kAccessGroupBytes);
+// libnvme's end in arrays without a size, which no object of C++ can have.
+struct AccessLogHeader {
+  Le64 changes;
+  Le16 groups;
+  std::array<std::byte, 6> reserved10{};
+};
+struct AccessGroup {
+  Le32 group;
+  Le32 namespaces;
+  Le64 changes;
+  std::uint8_t state = 0;
+  std::array<std::byte, 15> reserved17{};
+};
+static_assert(sizeof(AccessLogHeader) == kAccessLogHeaderBytes && sizeof(AccessGroup) == kAccessGroupBytes);
+static_assert(offsetof(AccessLogHeader, groups) == 8 && offsetof(AccessGroup, namespaces) == 4);
+static_assert(offsetof(AccessGroup, changes) == 8 && offsetof(AccessGroup, state) == 16);
 static_assert(static_cast<int>(AccessState::non_optimized) == NVME_ANA_STATE_NONOPTIMIZED);
 static_assert(static_cast<int>(AccessState::persistent_loss) == NVME_ANA_STATE_PERSISTENT_LOSS);
 static_assert(static_cast<int>(AccessState::change) == NVME_ANA_STATE_CHANGE);
@@ -50,14 +67,11 @@ Status access_status(AccessState state) noexcept {
 }
 
 std::vector<std::byte> encode_access_log(const AccessLog& log) {
-  nvme_ana_log header{};
-  header.chgcnt = to_le(log.changes);
-  header.ngrps = to_le(std::uint16_t{1});
-  nvme_ana_group_desc group{};
-  group.grpid = to_le(log.group);
-  group.nnsids = to_le(static_cast<std::uint32_t>(log.namespaces.size()));
-  group.chgcnt = header.chgcnt;
-  group.state = static_cast<std::uint8_t>(log.state);
+  const AccessLogHeader header{.changes = log.changes, .groups = std::uint16_t{1}};
+  const AccessGroup group{.group = log.group,
+                          .namespaces = static_cast<std::uint32_t>(log.namespaces.size()),
+                          .changes = log.changes,
+                          .state = static_cast<std::uint8_t>(log.state)};
   std::vector<std::byte> out(sizeof header + sizeof group + log.namespaces.size() * sizeof(Le32));
   std::memcpy(out.data(), &header, sizeof header);
   std::memcpy(out.data() + sizeof header, &group, sizeof group);
@@ -72,14 +86,14 @@ std::vector<std::byte> encode_access_log(const AccessLog& log) {
 
 std::optional<AccessState> find_access_state(std::span<const std::byte> log, std::uint32_t wanted) noexcept {
   if (log.size() < kAccessLogHeaderBytes) return std::nullopt;
-  nvme_ana_log header{};
-  std::memcpy(static_cast<void*>(&header), log.data(), sizeof header);
+  AccessLogHeader header;
+  std::memcpy(&header, log.data(), sizeof header);
   log = log.subspan(sizeof header);
-  for (unsigned left = from_le(header.ngrps); left != 0 && log.size() >= kAccessGroupBytes; --left) {
-    nvme_ana_group_desc group{};
-    std::memcpy(static_cast<void*>(&group), log.data(), sizeof group);
-    if (from_le(group.grpid) == wanted) return parse_state(group.state & 0xf);
-    const std::uint64_t bytes = sizeof group + std::uint64_t{from_le(group.nnsids)} * sizeof(Le32);
+  for (unsigned left = header.groups.get(); left != 0 && log.size() >= kAccessGroupBytes; --left) {
+    AccessGroup group;
+    std::memcpy(&group, log.data(), sizeof group);
+    if (group.group.get() == wanted) return parse_state(group.state & 0xf);
+    const std::uint64_t bytes = sizeof group + std::uint64_t{group.namespaces.get()} * sizeof(Le32);
     if (bytes > log.size()) break;
     log = log.subspan(bytes);
   }

@@ -329,3 +329,47 @@ TEST_CASE("What happened to a disk while its path was lost is told when the path
   CHECK(disk.volume->write(one.request, Lba(1), data.all()) == Submitted::refused);
   CHECK(one.request.outcome == Outcome::unsupported);
 }
+
+TEST_CASE("A command that did not reach its namespace is sent again, over another path") {
+  ForeignDisk disk;
+  disk.open();
+  int refused = 0;
+  disk.target.script = [&](RawTarget::Link& link, const RawTarget::Capsule& capsule) {
+    if (capsule.sqe.opcode != static_cast<std::uint8_t>(nvme::IoOpcode::write) || refused == 3) return false;
+    ++refused;
+    link.respond(capsule.sqe, nvme::Status(nvme::StatusCode::internal_path_error));
+    return true;
+  };
+  Memory data(512);
+  Ticket write;
+  REQUIRE(disk.volume->write(write.request, Lba(5), data.all()) == Submitted::accepted);
+  REQUIRE(disk.run_until_done(write, 60s));
+  CHECK(write.request.outcome == Outcome::success);
+  CHECK(disk.volume->statistics().losses == 3);
+}
+
+TEST_CASE("A path that is there and of no use is no path: attempts pause, and the volume fails in its time") {
+  ForeignDisk disk;
+  disk.options.on_loss = 5s;
+  disk.options.fencing = initiator::Fencing::off;  // else it pauses for the keep-alive
+  auto opened = Volume::open(disk.host.environment(), std::array{disk.target.uri(), disk.target.uri()},
+                             *disk.host.reactor, disk.options);
+  REQUIRE(opened);
+  disk.volume = std::move(*opened);
+  disk.target.script = [](RawTarget::Link& link, const RawTarget::Capsule& capsule) {
+    if (capsule.sqe.opcode != static_cast<std::uint8_t>(nvme::IoOpcode::write)) return false;
+    link.respond(capsule.sqe, nvme::Status(nvme::StatusCode::internal_path_error));
+    return true;
+  };
+  Memory data(512);
+  Ticket write;
+  REQUIRE(disk.volume->write(write.request, Lba(5), data.all()) == Submitted::accepted);
+  const Instant began = disk.now();
+  REQUIRE(disk.run_until_done(write, 60s));
+  CHECK(write.request.outcome == Outcome::disconnected);
+  CHECK(disk.volume->state() == VolumeState::failed);
+  CHECK(disk.now() - began >= 5s);
+  CHECK(disk.now() - began < 7s);
+  CHECK(disk.volume->statistics().attempts > 5);
+  CHECK(disk.volume->statistics().attempts < 40);
+}
