@@ -30,12 +30,14 @@ Result<void> Volume::Implementation::connect() {
   session.io_queues = 1;
   session.management = &reactor_;
   session.connect_timeout = step_deadline() - now();
-  session.reach_timeout = options_.reach_timeout;
+  session.reach_timeout = reach_timeout();
   session.on_event = [this](const nvme::AsyncEvent& event) { on_event(event); };
   session.on_lost = {};
   const Uri& uri = uris_[uri_];
+  const Instant began = now();
   auto connected = Session::connect(environment_, uri, session);
   if (!connected) return rbt::failure(std::move(connected.error()));
+  connecting_took_ = now() - began;
   session_ = std::move(*connected);
   options_.session.host = {.id = session_->host_id(), .nqn = session_->host_nqn()};
   if (auto same = check_host(); !same) return same;
@@ -73,6 +75,13 @@ Result<void> Volume::Implementation::connect() {
   pump();
   tell_changes();
   return {};
+}
+
+// A network that was slow all the time has more time, and one that has become slow gets all of it now and then.
+Duration Volume::Implementation::reach_timeout() noexcept {
+  constexpr std::uint64_t kPatientOnceIn = 8;
+  const bool patient = !opened_ || ++tries_ % kPatientOnceIn == 0;
+  return patient ? Duration::zero() : std::max(options_.reach_timeout, connecting_took_);
 }
 
 // A URI that names no namespace means the only one; once it is known, it is found among others that came later.

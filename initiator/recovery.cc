@@ -147,6 +147,7 @@ void Volume::Implementation::lose(Error why) {
     give_up_at_ = options_.on_loss && *options_.on_loss < Instant::max() - lost_at_ ? lost_at_ + *options_.on_loss
                                                                                     : Instant::max();
     backoff_ = Duration::zero();
+    tries_ = 0;
   }
   environment_.logger.warning("{}: the path is lost, {} requests wait: {}", uris_[uri_].to_string(), in_flight_,
                               failure_->message());

@@ -103,6 +103,7 @@ class Volume::Implementation {
   void fail(Error why);
   void attempt();
   [[nodiscard]] Result<void> connect();
+  [[nodiscard]] Duration reach_timeout() noexcept;
   [[nodiscard]] Result<const Namespace*> find_disk(const Uri& uri);
   [[nodiscard]] Result<void> compare_disk(const Namespace& now);
   [[nodiscard]] Result<std::optional<nvme::RecoveryInfo>> read_recovery_info(Nsid nsid);
@@ -171,6 +172,8 @@ class Volume::Implementation {
   Instant next_attempt_ = Instant::min();
   Instant give_up_at_ = Instant::max();
   Duration backoff_{};
+  Duration connecting_took_{};                           // the whole of it, the last time
+  std::uint64_t tries_ = 0;                              // since the path was lost
   RateLimit attempts_logged_{std::chrono::seconds(10)};  // a target may be away for days
   transport::Timer wake_;
 

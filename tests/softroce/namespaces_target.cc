@@ -1,9 +1,10 @@
 // A program that embeds librbt-target and changes its namespaces while it serves, as it is told on standard input:
 //
-//   namespaces_target URI NQN SPEC…      serves; says "ready", then obeys until the end of its input
+//   namespaces_target URI[,URI…] NQN SPEC…      serves; says "ready", then obeys until the end of its input
 //     add SPEC                           says "added NSID"
 //     remove NSID                        says "removed NSID" at once and "gone NSID" later
 //     refresh NSID                       says "refreshed NSID"
+//     access PORT STATE                  of the listener at that port; says "access PORT STATE"
 //
 // What it cannot do it says, too: "error: …".
 
@@ -15,6 +16,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "common/clock.h"
 #include "common/log.h"
@@ -58,6 +60,11 @@ class Program {
       say(nsid ? fmt::format("added {}", nsid->value()) : "error: " + nsid.error().message());
       return;
     }
+    if (verb == "access") {
+      const auto done = set_access(argument);
+      say(done ? std::string(line) : "error: " + done.error().message());
+      return;
+    }
     std::uint32_t number = 0;
     std::from_chars(argument.data(), argument.data() + argument.size(), number);
     const Nsid nsid(number);
@@ -67,7 +74,7 @@ class Program {
     } else if (verb == "refresh") {
       done = target_.refresh_namespace(nqn_, nsid);
     } else {
-      done = failure(ErrorKind::invalid_argument, fmt::format("'{}' is not add, remove or refresh", line));
+      done = failure(ErrorKind::invalid_argument, fmt::format("'{}' is not add, remove, refresh or access", line));
     }
     if (!done) {
       say("error: " + done.error().message());
@@ -76,13 +83,35 @@ class Program {
     }
   }
 
+  [[nodiscard]] Result<void> listen(transport::Fabric& fabric, std::string_view uris) {
+    while (!uris.empty()) {
+      const auto comma = uris.find(',');
+      auto uri = Uri::parse(uris.substr(0, comma));
+      if (!uri) return failure(std::move(uri.error()));
+      if (auto listening = target_.listen(fabric, *uri); !listening) return failure(std::move(listening.error()));
+      listeners_.push_back(std::move(*uri));
+      uris = comma == std::string_view::npos ? "" : uris.substr(comma + 1);
+    }
+    return {};
+  }
+
  private:
+  [[nodiscard]] Result<void> set_access(const std::string& argument) {
+    using nvme::AccessState;
+    for (const Uri& listener : listeners_)
+      for (const auto state : {AccessState::optimized, AccessState::non_optimized, AccessState::inaccessible,
+                               AccessState::persistent_loss, AccessState::change})
+        if (argument == fmt::format("{} {}", listener.port, name(state))) return target_.set_access(listener, state);
+    return failure(ErrorKind::invalid_argument, fmt::format("'{}' is not a port and a state", argument));
+  }
+
   target::Target& target_;
   nvme::Nqn nqn_;
+  std::vector<Uri> listeners_;
   target::StoreEnvironment environment_;
 };
 
-int serve(const Uri& uri, const nvme::Nqn& nqn, std::span<char*> specs) {
+int serve(std::string_view uris, const nvme::Nqn& nqn, std::span<char*> specs) {
   const SystemClock clock;
   auto random = Random::from_entropy();
   const auto logger = make_stderr_logger(LogLevel::info);
@@ -95,7 +124,7 @@ int serve(const Uri& uri, const nvme::Nqn& nqn, std::span<char*> specs) {
   Program program(**target, nqn, {.clock = clock, .random = random, .logger = *logger, .arena = &arena});
   for (const char* spec : specs)
     if (auto added = program.add(spec); !added) return give_up(added.error());
-  if (auto listening = (*target)->listen(**fabric, uri); !listening) return give_up(listening.error());
+  if (auto listening = program.listen(**fabric, uris); !listening) return give_up(listening.error());
   if (auto started = (*target)->start(); !started) return give_up(started.error());
   say("ready");
   for (std::string line; std::getline(std::cin, line);)
@@ -108,12 +137,10 @@ int serve(const Uri& uri, const nvme::Nqn& nqn, std::span<char*> specs) {
 
 int main(int argc, char** argv) {
   if (argc < 4) {
-    std::fprintf(stderr, "usage: namespaces_target URI NQN SPEC...\n");
+    std::fprintf(stderr, "usage: namespaces_target URI[,URI...] NQN SPEC...\n");
     return 2;
   }
-  const auto uri = Uri::parse(argv[1]);
   const auto nqn = nvme::Nqn::parse(argv[2]);
-  if (!uri) return give_up(uri.error());
   if (!nqn) return give_up(nqn.error());
-  return serve(*uri, *nqn, std::span(argv + 3, static_cast<std::size_t>(argc - 3)));
+  return serve(argv[1], *nqn, std::span(argv + 3, static_cast<std::size_t>(argc - 3)));
 }
