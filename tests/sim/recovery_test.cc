@@ -374,23 +374,21 @@ TEST_CASE("A path that is there and of no use is no path: attempts pause, and th
   CHECK(disk.volume->statistics().attempts < 40);
 }
 
-TEST_CASE("A network that was away is found again within two seconds, but for the attempts that have patience") {
-  int soon = 0;
-  constexpr int kTimes = 16;
-  for (int i = 0; i < kTimes; ++i) {
-    ForeignDisk disk;
-    disk.options.session.keep_alive = 2s;
-    disk.open();
-    disk.network.faults().partition("host", "target");
-    Memory data(512);
-    Ticket read;
-    REQUIRE(disk.volume->read(read.request, Lba(0), data.all()) == Submitted::accepted);
-    REQUIRE_FALSE(disk.run_until_done(read, 20s + i * 370ms));
-    disk.network.faults().join("host", "target");
-    const Instant back = disk.now();
-    REQUIRE(disk.run_until_done(read, 30s));
-    CHECK(disk.now() - back < disk.options.attempt_timeout + 1s);
-    if (disk.now() - back < 2s) ++soon;
-  }
-  CHECK(soon >= kTimes * 5 / 8);
+TEST_CASE(
+    "An attempt by way of a network that is not there is short, but now and then, and the network is found when it "
+    "is") {
+  ForeignDisk disk;
+  disk.open();
+  disk.network.faults().partition("host", "target");
+  Memory data(512);
+  Ticket read;
+  REQUIRE(disk.volume->read(read.request, Lba(0), data.all()) == Submitted::accepted);
+  REQUIRE_FALSE(disk.run_until_done(read, 30s));  // 7 of which have passed when the first attempt may be made
+  // A second and a pause each, every eighth takes three; it were six if all took as long as they may.
+  CHECK(disk.volume->statistics().attempts >= 11);
+  CHECK(disk.volume->statistics().attempts <= 20);
+  disk.network.faults().join("host", "target");
+  const Instant back = disk.now();
+  REQUIRE(disk.run_until_done(read, 30s));
+  CHECK(disk.now() - back < 2s);
 }
