@@ -68,6 +68,7 @@ FileMedium::FileMedium(FileMedium&& other) noexcept
       device_(other.device_),
       fixed_size_(other.fixed_size_),
       direct_(other.direct_),
+      why_not_direct_(std::move(other.why_not_direct_)),
       alignment_(other.alignment_),
       geometry_(other.geometry_),
       identity_(other.identity_) {}
@@ -244,6 +245,7 @@ Result<void> FileMedium::choose_direct(const FileOptions& options, const StoreEn
     return problem(ErrorKind::unsupported, name_,
                    *obstacle + ": direct=auto goes through the page cache instead, a larger block= may help");
   environment.logger.info("store '{}': {}: it goes through the page cache", name_.text(), *obstacle);
+  why_not_direct_ = *obstacle;
   return {};
 }
 

@@ -39,6 +39,8 @@ class FileMedium {
   [[nodiscard]] const StoreName& name() const noexcept { return name_; }
   [[nodiscard]] bool is_device() const noexcept { return is_device_; }
   [[nodiscard]] bool direct() const noexcept { return direct_; }
+  /// Empty if it is, or was not to be.
+  [[nodiscard]] const std::string& why_not_direct() const noexcept { return why_not_direct_; }
   /// A transfer that was cut short goes on at a multiple of this: what O_DIRECT asks for, at least a block.
   [[nodiscard]] std::uint64_t alignment() const noexcept { return alignment_; }
   /// As it was when opened; `blocks` apart, it stays so.
@@ -62,6 +64,7 @@ class FileMedium {
   dev_t device_ = 0;
   std::optional<std::uint64_t> fixed_size_;  // of what has no size to ask for
   bool direct_ = false;
+  std::string why_not_direct_;
   std::uint64_t alignment_ = 512;
   Geometry geometry_;
   Identity identity_{};

@@ -90,6 +90,12 @@ Geometry FileStore::geometry() const {
   return geometry;
 }
 
+std::string FileStore::explain() const {
+  if (medium_.direct()) return "by way of buffers, past the page cache (O_DIRECT)";
+  return fmt::format("by way of buffers, through the page cache: {}",
+                     medium_.why_not_direct().empty() ? "direct=off" : medium_.why_not_direct());
+}
+
 bool FileStore::reaches(std::uint64_t end) const noexcept {
   return refresh_size() >= end;
 }

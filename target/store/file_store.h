@@ -31,6 +31,7 @@ class FileStore final : public Store {
   void observe(StoreObserver* observer) noexcept override { observer_.store(observer, std::memory_order_release); }
   [[nodiscard]] const Identity& identity() const noexcept override { return medium_.identity(); }
   [[nodiscard]] const std::string& spec() const noexcept override { return spec_; }
+  [[nodiscard]] std::string explain() const override;
   /// The kernel or the device has what was written: it takes the end of the machine's boot to lose it.
   [[nodiscard]] Endurance endurance() const override { return {.medium = boot_, .losses = 0}; }
   /// The pool's owner has done it.

@@ -384,6 +384,12 @@ std::string MapStore::serving() const {
 
 std::string MapStore::explain() const {
   std::string text = serving();
+  if (found_.kind == MapKind::other) text += "\n" + file_->explain();
+  if (registered_ && !image_ && atomicity_ == Atomicity::automatic && !read_only())
+    text += fmt::format(
+        "\nbut writes take a buffer over shm, and where packets are smaller than its blocks of {} bytes, to keep these "
+        "whole: a shadow image (--convert-image, atomic=shadow) needs no copy there",
+        block_shift().block_size());
   if (mapping_ && mapping_->persistence() == Persistence::cache_lines)
     text += "\ndurable: written back out of the CPU's caches before the answer";
   else if (mapping_ || image_)

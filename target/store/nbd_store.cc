@@ -44,22 +44,26 @@ Result<std::unique_ptr<Store>> NbdStore::create(std::string spec, const NbdOptio
   std::unique_ptr<NbdStore> store(
       new NbdStore(std::move(spec), options, environment, std::move(*zeroes), std::move(*first)));
   if (auto chosen = store->choose_block(); !chosen) return failure(std::move(chosen.error()));
-  environment.logger.info(
-      "store '{}': {} blocks of {}{}, {}, {}{}{}{}, identity {} out of {}", store->spec_,
-      about.size >> store->block_shift_.value(), store->block_shift_.block_size(),
-      store->read_only() ? ", read-only" : "",
-      store->shares_links()
-          ? fmt::format("{} for all reactors", store->options_.links_max == 1
-                                                   ? std::string("one connection")
-                                                   : fmt::format("{} connections", store->options_.links_max))
-          : std::string("a connection per reactor"),
-      about.structured_replies ? "holes need no transfer" : "holes are transferred",
-      about.can_fua     ? ""
-      : about.can_flush ? ", no FUA (a flush instead)"
-                        : ", no flush: what it answers is taken as durable",
-      about.can_trim ? "" : ", no discard", about.can_zero ? "" : ", zeroes are written",
-      uuid_of(store->identity_).to_string(), options.identity ? "uuid=" : "its URI");
+  environment.logger.info("store '{}': {} blocks of {}{}, {}, {}{}{}{}, identity {} out of {}", store->spec_,
+                          about.size >> store->block_shift_.value(), store->block_shift_.block_size(),
+                          store->read_only() ? ", read-only" : "", store->connections(),
+                          about.structured_replies ? "holes need no transfer" : "holes are transferred",
+                          about.can_fua     ? ""
+                          : about.can_flush ? ", no FUA (a flush instead)"
+                                            : ", no flush: what it answers is taken as durable",
+                          about.can_trim ? "" : ", no discard", about.can_zero ? "" : ", zeroes are written",
+                          uuid_of(store->identity_).to_string(), options.identity ? "uuid=" : "its URI");
   return std::unique_ptr<Store>(std::move(store));
+}
+
+std::string NbdStore::connections() const {
+  if (!shares_links()) return "a connection per reactor";
+  if (options_.links_max == 1) return "one connection for all reactors";
+  return fmt::format("{} connections for all reactors", options_.links_max);
+}
+
+std::string NbdStore::explain() const {
+  return fmt::format("by way of buffers, to and from the server's socket; {}", connections());
 }
 
 std::uint32_t NbdStore::flags_of(const NbdExport& about) noexcept {

@@ -46,6 +46,7 @@ class NbdStore final : public Store, private NbdServer {
   void observe(StoreObserver* observer) noexcept override { observer_.store(observer, std::memory_order_release); }
   [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
   [[nodiscard]] const std::string& spec() const noexcept override { return spec_; }
+  [[nodiscard]] std::string explain() const override;
   /// The pool's owner has done it.
   [[nodiscard]] Result<void> prepare(transport::ProtectionDomain&, std::uint32_t) override { return {}; }
   [[nodiscard]] Result<std::unique_ptr<StoreQueue>> open_queue(const StoreQueueContext& context) override;
@@ -92,6 +93,7 @@ class NbdStore final : public Store, private NbdServer {
   NbdStore(std::string spec, NbdOptions options, const StoreEnvironment& environment, ZeroPages zeroes,
            NbdConnected first);
   [[nodiscard]] Result<void> choose_block();
+  [[nodiscard]] std::string connections() const;
   [[nodiscard]] std::uint32_t flags() const noexcept { return flags_.load(std::memory_order_relaxed); }
   [[nodiscard]] static std::uint32_t flags_of(const NbdExport& about) noexcept;
 

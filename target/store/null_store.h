@@ -41,6 +41,7 @@ class NullStore final : public Store {
   [[nodiscard]] Geometry geometry() const override;
   [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
   [[nodiscard]] const std::string& spec() const noexcept override { return spec_; }
+  [[nodiscard]] std::string explain() const override { return "nothing is kept: reads are zeroes"; }
   [[nodiscard]] Result<void> prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) override;
   [[nodiscard]] Result<std::unique_ptr<StoreQueue>> open_queue(const StoreQueueContext& context) override;
 

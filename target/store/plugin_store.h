@@ -33,6 +33,10 @@ class PluginStore final : public Store {
   [[nodiscard]] Geometry geometry() const override { return geometry_; }
   [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
   [[nodiscard]] const std::string& spec() const noexcept override { return spec_; }
+  [[nodiscard]] std::string explain() const override {
+    return mapped_ ? "the plugin's memory; served in place, without a copy, to hosts whose device can register it"
+                   : "by way of buffers: the plugin offers no memory (map_region)";
+  }
   [[nodiscard]] Result<void> prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) override;
   [[nodiscard]] Result<std::unique_ptr<StoreQueue>> open_queue(const StoreQueueContext& context) override;
 

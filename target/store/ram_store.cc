@@ -199,6 +199,19 @@ void RamStore::choose(std::uint32_t path_mtu) {
   }
 }
 
+std::string RamStore::explain() const {
+  std::string_view how = "in place, without a copy, but for writes whose packets are smaller than a block";
+  if (options_.atomicity == Atomicity::in_place)
+    how = "in place, without a copy; packets that are smaller than a block can leave it half new";
+  else if (options_.atomicity == Atomicity::shadow)
+    how = "without a copy, written to landing blocks first";
+  else if (may_shadow())
+    how =
+        "in place, without a copy; where packets are smaller than a block, written to landing blocks first, without "
+        "one, too";
+  return fmt::format("memory of this program; served {}", how);
+}
+
 Geometry RamStore::geometry() const {
   Geometry geometry;
   geometry.block_shift = options_.block_shift;

@@ -49,6 +49,7 @@ class RamStore final : public Store {
   [[nodiscard]] Geometry geometry() const override;
   [[nodiscard]] const Identity& identity() const noexcept override { return identity_; }
   [[nodiscard]] const std::string& spec() const noexcept override { return spec_; }
+  [[nodiscard]] std::string explain() const override;
   [[nodiscard]] Result<void> prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) override;
   [[nodiscard]] Result<std::unique_ptr<StoreQueue>> open_queue(const StoreQueueContext& context) override;
 
