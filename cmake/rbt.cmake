@@ -82,6 +82,14 @@ function(rbt_test_library name)
   rbt_compiled_as(${name} test)
 endfunction()
 
+# rbt_test_timeout(NAME SECONDS): when CTest gives it up. Under sanitizers it is slow by itself, and beside a virtual machine (ci/test).
+function(rbt_test_timeout name seconds)
+  if(RBT_SANITIZE)
+    math(EXPR seconds "${seconds} * 4")
+  endif()
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${seconds})
+endfunction()
+
 # rbt_test(NAME LABEL unit|wire|sim|shm|… SOURCES … LINK …): one Catch2 program, one CTest test.
 function(rbt_test name)
   cmake_parse_arguments(ARG "" "LABEL;TIMEOUT" "SOURCES;LINK" ${ARGN})
@@ -92,7 +100,8 @@ function(rbt_test name)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
-  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABEL}" TIMEOUT ${ARG_TIMEOUT})
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABEL}")
+  rbt_test_timeout(${name} ${ARG_TIMEOUT})
 endfunction()
 
 if(RBT_FUZZ)
