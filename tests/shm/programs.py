@@ -196,8 +196,8 @@ def every_byte_over_shm_is_copied_once_by_the_target_and_not_at_all_by_the_host(
     connecting = 64 << 10  # what a host asks before its first command
     with folder() as work, tempfile.TemporaryDirectory(prefix="rbt-", dir="/dev/shm") as memory:
         # A file in memory outlives a target that is killed while it copies: writes go by way of a buffer, unless they land beside the blocks.
-        for store, by_stores in (("ram:size=32MiB", 0), (f"map:{memory}/disk", 1), (f"map:{memory}/shadow,atomic=shadow", 0),
-                                 (f"file:{work}/disk", 0)):
+        for store, by_stores in (("ram:size=32MiB", 0), (f"map:{memory}/disk", 1), (f"map:{memory}/disk,atomic=in-place", 0),
+                                 (f"map:{memory}/shadow,atomic=shadow", 0), (f"file:{work}/disk", 0)):
             for place in (memory, work):
                 with open(f"{place}/disk", "w") as disk:
                     disk.truncate(32 << 20)
