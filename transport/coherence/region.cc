@@ -40,7 +40,6 @@ std::string_view name(Change change) noexcept {
     case Change::discarded: return "discarded";
     case Change::moved: return "moved";
     case Change::lease_broken: return "lease broken";
-    case Change::file_accessed: return "file accessed";
     case Change::by_owner: return "changed by its owner";
   }
   return "?";

@@ -1,6 +1,6 @@
 #pragma once
 // What a source of change events is to one region: how it hears that somebody changes what lies under it, and how it
-// lets that somebody go on. userfault.h, lease.h and fanotify.h make them; the owner's own calls need none.
+// lets that somebody go on. userfault.h and lease.h make them; the owner's own calls need none.
 
 #include <cstdint>
 #include <string>
@@ -12,13 +12,12 @@ namespace rbt::transport::coherence {
 
 /// What happened to the memory or file under a region, as far as its source can tell.
 enum class Change : std::uint8_t {
-  none,           ///< nothing that concerns the region
-  unmapped,       ///< munmap, mmap(MAP_FIXED) over it, mremap that shrinks: already done when we hear of it
-  discarded,      ///< madvise DONTNEED, REMOVE, FREE: begins when we acknowledge
-  moved,          ///< mremap to another address: already done
-  lease_broken,   ///< somebody opens the file, or truncates it by its path: goes on when we acknowledge
-  file_accessed,  ///< fanotify: somebody reads, writes, punches or truncates: goes on when we acknowledge
-  by_owner,       ///< Region::invalidate()
+  none,          ///< nothing that concerns the region
+  unmapped,      ///< munmap, mmap(MAP_FIXED) over it, mremap that shrinks: already done when we hear of it
+  discarded,     ///< madvise DONTNEED, REMOVE, FREE: begins when we acknowledge
+  moved,         ///< mremap to another address: already done
+  lease_broken,  ///< somebody opens the file, or truncates it by its path: goes on when we acknowledge
+  by_owner,      ///< Region::invalidate()
 };
 [[nodiscard]] std::string_view name(Change change) noexcept;
 
@@ -31,7 +30,7 @@ enum class Change : std::uint8_t {
 class Watch {
  public:
   virtual ~Watch() = default;
-  /// "userfault", "lease", "fanotify": for messages.
+  /// "userfault", "lease": for messages.
   [[nodiscard]] virtual std::string_view source() const noexcept = 0;
   /// Becomes readable when changing() may have become true. The same for the life of the watch.
   [[nodiscard]] virtual int descriptor() const noexcept = 0;
