@@ -85,6 +85,10 @@ struct Memory {
     std::memcpy(kept.data() + offset, mapping.data + offset, size);
     return true;
   }
+  bool is_changing() {
+    const std::lock_guard lock(mutex);
+    return changing;
+  }
   void begin(bool now_changing) {
     const std::lock_guard lock(mutex);
     changing = now_changing;
@@ -140,6 +144,8 @@ class ChangingQueue final : public StoreQueue, private RegionObserver {
   explicit ChangingQueue(Memory& memory) : memory_(memory) {}
   static std::size_t bytes(const Lease& lease) { return lease.range.count.value() * 4096; }
   bool take(Lease& lease) {
+    // Until the region hears of it, keep() would refuse every write, and a host does not send one again for ever.
+    if (memory_.region != nullptr && memory_.is_changing()) return false;
     const Pass pass = use_->enter();
     if (!pass) return false;
     const auto keys = memory_.registered.keys(*lease.domain);
