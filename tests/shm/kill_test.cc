@@ -77,13 +77,18 @@ class Killing {
       auto queue = (*session)->open_queue_pair(*reactor_, {.depth = 8, .bounce = Bytes(kMiB)});
       if (!queue) FAIL(queue.error().message());
       load->attach(**queue, **(*session)->find(Nsid(1)));
-      // From a thread of its own: a moment that neither side chooses, while requests come and go.
+      // From a thread of its own: a moment that neither side chooses, while requests come and go. Three times of four not before
+      // there have been some: on a busy machine a short life has none.
       const auto life = Duration(random_.below(kLifeMax.count()));
-      std::thread killer([&target, life] {
+      const std::uint64_t before = load->requests + (++lives_ % 4 != 0 ? kRequestsLeast : 0);
+      std::thread killer([this, &target, life, before] {
+        const Instant deadline = clock_.now() + kPatience;
+        while (load->requests.load(std::memory_order_relaxed) < before && clock_.now() < deadline)
+          std::this_thread::sleep_for(1ms);
         std::this_thread::sleep_for(life);
         target.signal(SIGKILL);
       });
-      load->run(clock_.now() + 30s);
+      load->run(clock_.now() + 2 * kPatience);
       killer.join();
       load->detach();  // what was answered before it died counts
     }
@@ -101,10 +106,13 @@ class Killing {
 
  private:
   static constexpr Duration kLifeMax = 60ms;
+  static constexpr std::uint64_t kRequestsLeast = 32;
+  static constexpr Duration kPatience = 30s;
   std::string store_;
   ScratchDirectory scratch_;
   SystemClock clock_;
   Random random_{seed()};
+  int lives_ = 0;
   std::unique_ptr<transport::Reactor> reactor_;
   std::unique_ptr<transport::shm::Fabric> fabric_;
 
@@ -126,7 +134,7 @@ void survives(
   CHECK(killing.load->unknown >= static_cast<std::uint64_t>(kRounds));
   CHECK(killing.load->requests > static_cast<std::uint64_t>(kRounds) * 20);
   fmt::print("{}: {} kills, {} requests, {} cut off, {} blocks came back other than last answered\n", store, kRounds,
-             killing.load->requests, killing.load->unknown, killing.load->lost);
+             killing.load->requests.load(), killing.load->unknown, killing.load->lost);
 }
 
 }  // namespace

@@ -105,7 +105,7 @@ void DurableLoad::submit(Worker& worker) {
   const Submitted submitted = submit_chosen(worker, operation);
   if (submitted == Submitted::refused) fail(fmt::format("a proper {} was refused", name(operation)));
   if (submitted != Submitted::accepted) return;
-  ++requests;
+  requests.fetch_add(1, std::memory_order_relaxed);
   worker.busy = true;
   if (operation != Operation::read && operation != Operation::flush)
     for (std::uint64_t i = 0; i < blocks; ++i)

@@ -2,6 +2,7 @@
 // Load on a disk that keeps account of every promise: which blocks may hold what now, and after the target has died.
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -35,9 +36,9 @@ class DurableLoad {
   [[nodiscard]] bool failed() const noexcept { return !failure_.empty(); }
   void fail(std::string what);
 
-  std::uint64_t requests = 0;
-  std::uint64_t unknown = 0;  ///< requests that were cut off
-  std::uint64_t lost = 0;     ///< blocks that came back other than last answered: lost, or never answered
+  std::atomic<std::uint64_t> requests{0};  ///< relaxed: for whoever waits until there have been some
+  std::uint64_t unknown = 0;               ///< requests that were cut off
+  std::uint64_t lost = 0;                  ///< blocks that came back other than last answered: lost, or never answered
 
  private:
   static constexpr std::size_t kWorkers = 8;
