@@ -32,6 +32,7 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr Duration kPatience = 30s;       // for all of making or taking over
+constexpr Duration kDyingPatience = 10s;  // for the process before us: it has memory and connections to give back
 constexpr Duration kNodePatience = 5s;    // for a node in /dev: udev may be busy
 constexpr Duration kNodeInterval = 10ms;  // between two looks
 constexpr std::uint32_t kQueuesMax = 64;
@@ -205,7 +206,7 @@ Result<void> UblkDevice::take_over(std::uint32_t number) {
     return failure(
         ErrorKind::not_found,
         fmt::format("ublk device {} was stopped: there is nothing to take over; remove it and map anew", number));
-  auto begun = control_->begin_recovery(number, deadline_, passing());
+  auto begun = control_->begin_recovery(number, now() + kDyingPatience, deadline_, passing());
   if (!begun) {
     // A successor that began and died before it had fetched every tag: the kernel waits for them, and begins no second time.
     const bool began_before = begun.error().kind() == ErrorKind::invalid_argument && info->state == UBLK_S_DEV_QUIESCED;

@@ -302,13 +302,13 @@ Result<void> UblkControl::remove(std::uint32_t number, Instant deadline, const P
   }
 }
 
-Result<void> UblkControl::begin_recovery(std::uint32_t number, Instant deadline, const Pass& pass) {
+Result<void> UblkControl::begin_recovery(std::uint32_t number, Instant patience, Instant deadline, const Pass& pass) {
   while (true) {
     auto answer = execute({.control = &ublk::kStartUserRecovery, .number = number}, deadline, pass);
     if (!answer) return failure(std::move(answer.error()));
     if (*answer == 0) return {};
     // EBUSY until the kernel has noticed that its process is dead and has let go of /dev/ublkcN.
-    if (*answer != EBUSY || clock_.now() >= deadline)
+    if (*answer != EBUSY || clock_.now() >= patience)
       return errno_failure(*answer, title(ublk::kStartUserRecovery, number), remedy(ublk::kStartUserRecovery, *answer));
     pause(pass);
   }

@@ -42,8 +42,8 @@ class UblkControl {
   [[nodiscard]] Result<void> stop(std::uint32_t number, Instant deadline, const Pass& pass);
   /// Returns when the number is free again: nobody has /dev/ublkcN open any more.
   [[nodiscard]] Result<void> remove(std::uint32_t number, Instant deadline, const Pass& pass);
-  /// Waits until the process that was serving it has let go.
-  [[nodiscard]] Result<void> begin_recovery(std::uint32_t number, Instant deadline, const Pass& pass);
+  /// Waits until the process that was serving it has let go, or until `patience`: then in_use.
+  [[nodiscard]] Result<void> begin_recovery(std::uint32_t number, Instant patience, Instant deadline, const Pass& pass);
   /// Returns when every tag is fetched.
   [[nodiscard]] Result<void> end_recovery(std::uint32_t number, Instant deadline, const Pass& pass);
   [[nodiscard]] Result<void> update_size(std::uint32_t number, std::uint64_t sectors, Instant deadline,

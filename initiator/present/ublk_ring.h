@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "initiator/present/ring_keeper.h"
 #include "initiator/present/ublk_queue.h"
 #include "transport/reactor/reactor.h"
 
@@ -65,6 +66,7 @@ class UblkRing final : public UblkKernel, private transport::Source {
   std::vector<const ublksrv_io_desc*> descriptors_;  // per hardware queue, read-only, the kernel's
   std::size_t mapping_ = 0;                          // bytes of each
   io_uring ring_{};
+  std::unique_ptr<RingKeeper> keeper_;
   int event_fd_ = -1;
   bool ring_open_ = false;
 };

@@ -1,0 +1,210 @@
+#!/usr/bin/env bash
+# A volume as a ublk device, over rxe, on rbt-target and on the kernel's own target: data, file systems, partitions, what the kernel
+# believes about it; its process killed and succeeded, its target killed and restarted, under load that verifies; and its end.
+#   ci/softroce run tests/softroce/ublk_device.sh BUILD_DIR
+# shellcheck source=tests/softroce/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+tools=${1:?build directory}/tools program=$1/tests/softroce/ublk_volume
+nqn=nqn.2026-01.io.example:disk
+uri=nvme+rdma://$RBT_RIG_ADDR/$nqn
+RANDOM=${RBT_SEED:=$RANDOM}
+note "RBT_SEED=$RBT_SEED"
+
+serve() { # NAME: NSID 1 in memory, NSID 2 a file on ext4
+	start_daemon --name "$1" "$tools/rbt-target" --listen "nvme+rdma://$RBT_RIG_ADDR" --subsystem "$nqn" \
+		--store ram:size=96MiB --store "file:$scratch/disk/image"
+}
+# Presents it; sets device and number. The program's output is NAME.log.
+present() { # NAME ARGUMENT...
+	start_daemon --name "$1" --ready '^/dev/ublkb' --deadline 60 "$program" "${@:2}" || return 1
+	device=$(grep -o -E '^/dev/ublkb[0-9]+' "$RBT_RIG_OUTPUT/$1.log")
+	number=${device#/dev/ublkb}
+	note "$(grep '^/dev/ublkb' "$RBT_RIG_OUTPUT/$1.log")"
+}
+value() { cat "/sys/block/${device#/dev/}/queue/$1"; }
+is() { [[ $(value "$1") == "$2" ]] || { echo "$1 is '$(value "$1")', not '$2'"; return 1; }; }
+state() { "$program" --list | awk -v number="$number" '$1 == number { print $2 }'; }
+is_in_state() { [[ $(state) == "$1" ]]; }
+nothing_left() {
+	local left
+	left=$(find /dev -name 'ublkb*' -o -name 'ublkc*'; ls /sys/class/ublk-char; ls /sys/block | grep ublk; "$program" --list)
+	[[ -z $left ]] || { echo "left: $left"; return 1; }
+}
+a_moment() { sleep "0.$((RANDOM % 9))$((RANDOM % 10))"; } # the random moment of a kill
+
+# Two jobs, on two processors and so on two hardware queues, write and verify; a third one discards elsewhere.
+verified() { # RW BS [MIB-PER-JOB [FIO-OPTION...]]
+	local common=(--filename="$device" --direct=1 --ioengine=libaio --verify_fatal=1) mib=${3:-8}
+	timeout -k 5 150 fio --output="$scratch/fio" "${common[@]}" --name=written --rw="$1" --bs="$2" --size="${mib}M" --iodepth=16 \
+		--numjobs=2 --offset_increment="${mib}M" --cpus_allowed=0,1 --cpus_allowed_policy=split --verify=crc32c "${@:4}" \
+		--name=discarded --rw=randtrim --bs=64k --offset=48M --size=16M --numjobs=1 --iodepth=4 || {
+		tail -n 20 "$scratch/fio"
+		return 1
+	}
+}
+
+# Passes of verified random writes in the background until load_ends; a pass that fails ends them.
+begin_load() {
+	rm -f "$scratch/enough"
+	(
+		passes=0
+		until [[ -e $scratch/enough ]]; do
+			timeout -k 5 200 fio --output="$scratch/load" --name=load --filename="$device" --direct=1 --ioengine=libaio --rw=randwrite \
+				--bs=4k --iodepth=16 --size=4M --numjobs=2 --offset_increment=4M --verify=crc32c --verify_fatal=1 --randseed=$RANDOM || exit 1
+			passes=$((passes + 1))
+		done
+		echo "# $passes passes"
+	) &
+	load=$!
+	within 30 moved_on "$device" "$(sectors_of "$device")"
+}
+load_ends() {
+	local status=0
+	touch "$scratch/enough"
+	wait "$load" || status=$?
+	((status == 0)) || { tail -n 20 "$scratch/load"; return 1; }
+}
+goes_on() { within 60 moved_on "$device" "$(sectors_of "$device")"; }
+
+dmesg_mark
+mkdir "$scratch/disk" "$scratch/mounted"
+mkfs.ext4 -q /dev/ram0 || bail "no file system"
+mount /dev/ram0 "$scratch/disk" || bail "the file system does not mount"
+truncate -s 64M "$scratch/disk/image"
+claim "rbt-target serves" serve target || exit 1
+
+# --- What the kernel believes -----------------------------------------------------------------------------------------
+
+claim "A namespace in memory becomes a block device" present memory "$uri/1" 2 64 131072 || exit 1
+claim "It is as large as the namespace" test "$(blockdev --getsize64 "$device")" = $((96 << 20))
+claim "Logical blocks of 512 bytes" is logical_block_size 512
+claim "No write cache, no FUA" is write_cache "write through"
+claim "Requests of 128 KiB" is max_sectors_kb 128
+claim "64 requests at a time" is nr_requests 64
+claim "Two hardware queues" test "$(ls "/sys/block/${device#/dev/}/mq" | wc -l)" = 2
+claim "Discards of single blocks" is discard_granularity 512
+claim "Discards of a gigabyte" is discard_max_bytes $((1 << 30))
+claim "Zeroes are written by the target" is write_zeroes_max_bytes $((32 << 20))
+claim "ublk's list has it, live, and its process" test "$("$program" --list)" = "$number live $daemon_pid 2 64 131072 $((96 << 20)) rbt"
+claim "A second process does not get it" ends 1 60 "has not ended|serves it" "$program" "$uri/1" --recover "$number"
+
+# --- Data -------------------------------------------------------------------------------------------------------------
+
+claim "Random writes of 4 KiB on two queues verify, beside discards" verified randwrite 4k
+claim "Sequential writes of 128 KiB on two queues verify, beside discards" verified write 128k 16
+claim "Random reads and writes of all sizes verify" verified randrw 512:64k 4 --bsrange=512-64k --ba=512
+head -c 8M /dev/urandom | dd of="$device" bs=1M oflag=direct status=none
+claim "blkdiscard -z" blkdiscard -z -o 0 -l 4M "$device"
+claim "What was zeroed is zero" cmp -n $((4 << 20)) "$device" /dev/zero
+claim "What was not zeroed is not" fails cmp -s -i $((4 << 20)) -n 4096 "$device" /dev/zero
+claim "blkdiscard of all" blkdiscard "$device"
+
+tree() { cp -r "$source_dir/initiator" "$source_dir/docs" "$scratch/mounted/" && sync -f "$scratch/mounted"; }
+same_tree() { diff -r "$source_dir/initiator" "$scratch/mounted/initiator" && diff -r "$source_dir/docs" "$scratch/mounted/docs"; }
+file_system() { # DEVICE
+	mkfs.ext4 -q "$1" && mount -o discard "$1" "$scratch/mounted" && tree && umount "$scratch/mounted" && e2fsck -fn "$1" &&
+		mount "$1" "$scratch/mounted" && same_tree && rm -r "$scratch/mounted/docs" && umount "$scratch/mounted" && e2fsck -fn "$1"
+}
+claim "ext4: a tree is copied, and is there after the next mount; fsck finds nothing" file_system "$device"
+
+partition() {
+	printf 'label: gpt\nsize=40MiB\nsize=40MiB\n' | sfdisk -q --wipe always "$device" && within 5 test -b "${device}p2"
+}
+claim "A partition table" partition
+# There is no udev in the rig.
+volumes() { DM_DISABLE_UDEV=1 lvm "$@" --devices "${device}p1,${device}p2"; }
+lvm_on_top() {
+	volumes pvcreate -q -y "${device}p1" "${device}p2" && volumes vgcreate -q rbttest "${device}p1" "${device}p2" &&
+		volumes lvcreate -q -y -L 48M -n both rbttest && file_system /dev/rbttest/both && volumes vgremove -q -y rbttest
+}
+if modprobe dm_mod; then claim "LVM over both partitions, with a file system" lvm_on_top; else bail "no dm_mod"; fi
+claim "Partitions go" sfdisk -q --delete "$device"
+
+# --- Its process dies -------------------------------------------------------------------------------------------------
+
+name=memory
+killed_and_succeeded() {
+	local kill before
+	for ((kill = 1; kill <= 4; kill++)); do
+		a_moment
+		stop_daemon "$name" KILL
+		[[ -b $device ]] || { echo "kill $kill: $device is gone"; return 1; }
+		within 10 is_in_state quiesced || { echo "kill $kill: $(state)"; return 1; }
+		before=$device name=successor-$kill
+		present "$name" "$uri/1" --recover "$number" || return 1
+		[[ $device == "$before" ]] || { echo "kill $kill: $device, not $before"; return 1; }
+		goes_on || { echo "kill $kill: nothing moves"; return 1; }
+	done
+}
+claim "Load runs" begin_load
+claim "Four times killed under load, and succeeded: the same node, and it goes on" killed_and_succeeded
+claim "No request has failed, and everything was there" load_ends
+claim "A device is not taken over for a smaller disk" ends 1 60 "made for another disk" "$program" "$uri/2" --recover "$number"
+claim "A process that leaves without removing it" stop_daemon "$name" INT
+claim "leaves it to a successor, too" present last "$uri/1" --recover "$number"
+claim "which has it" verified randwrite 4k 2
+claim "SIGTERM removes it" stop_daemon last
+claim "Nothing is left" nothing_left
+
+# --- Its target dies --------------------------------------------------------------------------------------------------
+
+claim "A file becomes a block device" present file "$uri/2" || exit 1
+claim "Its write cache and FUA are known" is write_cache "write back"
+claim "FUA" is fua 1
+claim "ext4 on it" file_system "$device"
+killed_targets() {
+	local kill target=target
+	for ((kill = 1; kill <= 3; kill++)); do
+		a_moment
+		stop_daemon "$target" KILL
+		target=target-$kill
+		serve "$target" || return 1
+		goes_on || { echo "kill $kill: nothing moves"; return 1; }
+	done
+}
+claim "Load runs" begin_load
+claim "Three targets killed under load and restarted: each time it goes on" killed_targets
+claim "No request has failed, and everything was there" load_ends
+
+# --- It ends otherwise ------------------------------------------------------------------------------------------------
+
+claim "Somebody else stops and deletes it" ends 0 20 "^removed in" "$program" --remove "$number"
+over() { ! running "${daemon_pids[file]}"; }
+claim "Its process notices" within 10 over
+claim "and says so" grep -q "was stopped by somebody else" "$RBT_RIG_OUTPUT/file.log"
+claim "Nothing is left" nothing_left
+claim "Once more" present dead "$uri/2" || exit 1
+claim "Load runs" begin_load
+stop_daemon dead KILL
+claim "A dead process's device is removed" ends 0 20 "^removed in" "$program" --remove "$number"
+touch "$scratch/enough"
+claim "Its users are told" fails wait "$load"
+claim "Nothing is left" nothing_left
+claim "No such device" ends 1 20 "no such device" "$program" --remove "$number"
+
+# --- On the kernel's target, and beside the kernel's host -----------------------------------------------------------------
+
+claim "The kernel's target starts" "$source_dir/ci/rig/nvmet" start --nqn nqn.2014-08.org.example:nvmet --port 4421 --size 64M
+claim "Its namespace becomes a block device" present foreign "nvme+rdma://$RBT_RIG_ADDR:4421/nqn.2014-08.org.example:nvmet/1" || exit 1
+claim "Random writes of 4 KiB verify" verified randwrite 4k
+claim "Sequential writes of 128 KiB verify" verified write 128k
+claim "ext4 on it" file_system "$device"
+claim "SIGTERM removes it" stop_daemon foreign
+claim "The kernel's target stops" "$source_dir/ci/rig/nvmet" stop
+
+iops() { # DEVICE DEPTH
+	fio --name=speed --filename="$1" --direct=1 --ioengine=libaio --rw=randread --bs=4k --iodepth="$2" --time_based --runtime=2 \
+		--ramp_time=0.5 --output-format=terse --terse-version=3 2>/dev/null | cut -d';' -f8
+}
+claim "For comparison: the kernel's host" connect_kernel_host "$RBT_RIG_ADDR" "$nqn" -i 2
+kernel=$(kernel_device "$nqn" 1)
+claim "and ublk on the same namespace" present beside "$uri/1"
+for depth in 1 32; do
+	note "4 KiB random reads, depth $depth, three times: kernel host, ublk: $(for _ in 1 2 3; do echo "$(iops "$kernel" $depth) $(iops "$device" $depth)"; done | xargs) IOPS"
+done
+claim "The kernel's host leaves" disconnect_kernel_host "$nqn"
+claim "SIGTERM removes it" stop_daemon beside
+claim "Nothing is left" nothing_left
+claim "SIGTERM ends the target" stop_daemon target-3
+claim "The kernel has not complained" fails grep -E 'Oops|BUG:|WARNING|INFO: task|general protection' <(dmesg_since)
