@@ -6,14 +6,14 @@
 source "$(dirname "$0")/lib.sh"
 
 tools=${1:?build directory}/tools program=$1/tests/softroce/ublk_volume
-nqn=nqn.2026-01.io.example:disk
-uri=nvme+rdma://$RBT_RIG_ADDR/$nqn
+nqn=nqn.2026-01.io.example:memory
+memory=nvme+rdma://$RBT_RIG_ADDR/$nqn/1 file=nvme+rdma://$RBT_RIG_ADDR/nqn.2026-01.io.example:file/1
 RANDOM=${RBT_SEED:=$RANDOM}
 note "RBT_SEED=$RBT_SEED"
 
-serve() { # NAME: NSID 1 in memory, NSID 2 a file on ext4
-	start_daemon --name "$1" "$tools/rbt-target" --listen "nvme+rdma://$RBT_RIG_ADDR" --subsystem "$nqn" \
-		--store ram:size=96MiB --store "file:$scratch/disk/image"
+serve() { # NAME: one subsystem in memory, one in a file on ext4
+	start_daemon --name "$1" "$tools/rbt-target" --listen "nvme+rdma://$RBT_RIG_ADDR" \
+		--subsystem "$nqn" --store ram:size=96MiB --subsystem nqn.2026-01.io.example:file --store "file:$scratch/disk/image"
 }
 # Presents it; sets device and number. The program's output is NAME.log.
 present() { # NAME ARGUMENT...
@@ -28,7 +28,7 @@ state() { "$program" --list | awk -v number="$number" '$1 == number { print $2 }
 is_in_state() { [[ $(state) == "$1" ]]; }
 nothing_left() {
 	local left
-	left=$(find /dev -name 'ublkb*' -o -name 'ublkc*'; ls /sys/class/ublk-char; ls /sys/block | grep ublk; "$program" --list)
+	left=$(find /dev /sys/block /sys/class/ublk-char/ -name 'ublk[bc]*'; "$program" --list)
 	[[ -z $left ]] || { echo "left: $left"; return 1; }
 }
 a_moment() { sleep "0.$((RANDOM % 9))$((RANDOM % 10))"; } # the random moment of a kill
@@ -51,7 +51,7 @@ begin_load() {
 		passes=0
 		until [[ -e $scratch/enough ]]; do
 			timeout -k 5 200 fio --output="$scratch/load" --name=load --filename="$device" --direct=1 --ioengine=libaio --rw=randwrite \
-				--bs=4k --iodepth=16 --size=4M --numjobs=2 --offset_increment=4M --verify=crc32c --verify_fatal=1 --randseed=$RANDOM || exit 1
+				--bs=4k --iodepth=16 --size=4M --numjobs=2 --offset_increment=4M --verify=crc32c --verify_fatal=1 --randseed="$RANDOM" || exit 1
 			passes=$((passes + 1))
 		done
 		echo "# $passes passes"
@@ -76,18 +76,18 @@ claim "rbt-target serves" serve target || exit 1
 
 # --- What the kernel believes -----------------------------------------------------------------------------------------
 
-claim "A namespace in memory becomes a block device" present memory "$uri/1" 2 64 131072 || exit 1
+claim "A namespace in memory becomes a block device" present memory "$memory" 2 64 131072 || exit 1
 claim "It is as large as the namespace" test "$(blockdev --getsize64 "$device")" = $((96 << 20))
 claim "Logical blocks of 512 bytes" is logical_block_size 512
 claim "No write cache, no FUA" is write_cache "write through"
 claim "Requests of 128 KiB" is max_sectors_kb 128
 claim "64 requests at a time" is nr_requests 64
-claim "Two hardware queues" test "$(ls "/sys/block/${device#/dev/}/mq" | wc -l)" = 2
+claim "Two hardware queues" test "$(find "/sys/block/${device#/dev/}/mq" -mindepth 1 -maxdepth 1 -type d | wc -l)" = 2
 claim "Discards of single blocks" is discard_granularity 512
 claim "Discards of a gigabyte" is discard_max_bytes $((1 << 30))
 claim "Zeroes are written by the target" is write_zeroes_max_bytes $((32 << 20))
 claim "ublk's list has it, live, and its process" test "$("$program" --list)" = "$number live $daemon_pid 2 64 131072 $((96 << 20)) rbt"
-claim "A second process does not get it" ends 1 60 "has not ended|serves it" "$program" "$uri/1" --recover "$number"
+claim "A second process does not get it" ends 1 60 "has not ended|serves it" "$program" "$memory" --recover "$number"
 
 # --- Data -------------------------------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ killed_and_succeeded() {
 		[[ -b $device ]] || { echo "kill $kill: $device is gone"; return 1; }
 		within 10 is_in_state quiesced || { echo "kill $kill: $(state)"; return 1; }
 		before=$device name=successor-$kill
-		present "$name" "$uri/1" --recover "$number" || return 1
+		present "$name" "$memory" --recover "$number" || return 1
 		[[ $device == "$before" ]] || { echo "kill $kill: $device, not $before"; return 1; }
 		goes_on || { echo "kill $kill: nothing moves"; return 1; }
 	done
@@ -140,16 +140,16 @@ killed_and_succeeded() {
 claim "Load runs" begin_load
 claim "Four times killed under load, and succeeded: the same node, and it goes on" killed_and_succeeded
 claim "No request has failed, and everything was there" load_ends
-claim "A device is not taken over for a smaller disk" ends 1 60 "made for another disk" "$program" "$uri/2" --recover "$number"
+claim "A device is not taken over for a smaller disk" ends 1 60 "made for another disk" "$program" "$file" --recover "$number"
 claim "A process that leaves without removing it" stop_daemon "$name" INT
-claim "leaves it to a successor, too" present last "$uri/1" --recover "$number"
+claim "leaves it to a successor, too" present last "$memory" --recover "$number"
 claim "which has it" verified randwrite 4k 2
 claim "SIGTERM removes it" stop_daemon last
 claim "Nothing is left" nothing_left
 
 # --- Its target dies --------------------------------------------------------------------------------------------------
 
-claim "A file becomes a block device" present file "$uri/2" || exit 1
+claim "A file becomes a block device" present file "$file" || exit 1
 claim "Its write cache and FUA are known" is write_cache "write back"
 claim "FUA" is fua 1
 claim "ext4 on it" file_system "$device"
@@ -174,7 +174,7 @@ over() { ! running "${daemon_pids[file]}"; }
 claim "Its process notices" within 10 over
 claim "and says so" grep -q "was stopped by somebody else" "$RBT_RIG_OUTPUT/file.log"
 claim "Nothing is left" nothing_left
-claim "Once more" present dead "$uri/2" || exit 1
+claim "Once more" present dead "$file" || exit 1
 claim "Load runs" begin_load
 stop_daemon dead KILL
 claim "A dead process's device is removed" ends 0 20 "^removed in" "$program" --remove "$number"
@@ -199,7 +199,7 @@ iops() { # DEVICE DEPTH
 }
 claim "For comparison: the kernel's host" connect_kernel_host "$RBT_RIG_ADDR" "$nqn" -i 2
 kernel=$(kernel_device "$nqn" 1)
-claim "and ublk on the same namespace" present beside "$uri/1"
+claim "and ublk on the same namespace" present beside "$memory"
 for depth in 1 32; do
 	note "4 KiB random reads, depth $depth, three times: kernel host, ublk: $(for _ in 1 2 3; do echo "$(iops "$kernel" $depth) $(iops "$device" $depth)"; done | xargs) IOPS"
 done
