@@ -9,7 +9,7 @@
 
 namespace rbt::initiator {
 
-/// Against a defect of Linux (seen in Debian's 6.12.95; mended in 6.15, "ublk: fix race between io_uring_cmd_complete_in_task and
+/// Against a defect of Linux (seen in Debian's 6.12.95; mended in 6.15 by "ublk: fix race between io_uring_cmd_complete_in_task and
 /// ublk_cancel_cmd"): a ublk command that a dying thread cancels may still have work queued for that thread, which looks at the
 /// command, and at the ring, when the ring may have been freed: the machine oopses (io_fallback_tw), and every ublk device with it. A
 /// process that is killed under load closes its ring first, then, slowly, its RDMA devices, and does that work last: it died of

@@ -124,7 +124,7 @@ class UblkDevice final : public Device {
   std::unique_ptr<UblkRing> ring_;
   std::unique_ptr<UblkQueue> queue_;
   Instant deadline_{};
-  bool made_ = false;      // by us, and not started yet: nobody misses it
+  bool made_ = false;      // by us; while open() has not succeeded, nobody misses it
   bool removing_ = false;  // that tags are taken back is our doing
   mutable std::optional<Error> ended_;
 };
@@ -157,7 +157,8 @@ Result<void> UblkDevice::open(const DeviceOptions& options) {
   control_ = std::move(*control);
   auto there = options.recover ? take_over(*options.recover) : make();
   if (there) there = serve();
-  if (there) return wait_for_node();
+  if (there) there = wait_for_node();
+  if (there) return there;
   give_up_requests();
   if (ring_) ring_->close();
   if (!made_) return there;  // what was to be taken over stays for the next one who tries
@@ -254,15 +255,13 @@ Result<void> UblkDevice::serve() {
   ring_ = std::move(*ring);
   queue_ = std::make_unique<UblkQueue>(volume_, *ring_, slots_);
   ring_->serve(*queue_);
-  queue_->fetch_all();  // sent by the reactor's next turn, from this thread: it is the daemon of all queues
-  auto started = options_.recover ? control_->end_recovery(info_.dev_id, deadline_, passing())
-                                  : control_->start(info_.dev_id, deadline_, passing());
-  if (started) return {};
+  queue_->fetch_all();
+  ring_->flush();  // from this thread, which so becomes the daemon of all queues
   if (queue_->ended() != 0)
-    return failure(
-        std::move(started.error())
-            .within(fmt::format("{} tags were refused ({})", queue_->ended(), strerrorname_np(queue_->why_ended()))));
-  return started;
+    return errno_failure(queue_->why_ended(), fmt::format("fetching the requests of ublk device {}", info_.dev_id),
+                         "the kernel's log may say more");
+  return options_.recover ? control_->end_recovery(info_.dev_id, deadline_, passing())
+                          : control_->start(info_.dev_id, deadline_, passing());
 }
 
 Result<void> UblkDevice::take_slots() {
@@ -308,7 +307,6 @@ Result<int> UblkDevice::open_character_device() {
 }
 
 Result<void> UblkDevice::wait_for_node() {
-  made_ = false;
   path_ = fmt::format("/dev/ublkb{}", info_.dev_id);
   const Instant end = now() + kNodePatience;
   while (::access(path_.c_str(), F_OK) != 0) {

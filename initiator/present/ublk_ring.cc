@@ -136,6 +136,11 @@ std::size_t UblkRing::submit() {
   return ready;
 }
 
+void UblkRing::flush() {
+  (void)submit();
+  (void)reap();
+}
+
 // ---- from the kernel
 
 std::size_t UblkRing::reap() {

@@ -37,7 +37,10 @@ class UblkRing final : public UblkKernel, private transport::Source {
 
   /// Who is told. Before the first fetch().
   void serve(UblkQueue& queue);
-  /// The same, early. It closes by itself when the kernel has taken all tags back: whoever wants the device gone waits for that.
+  /// Sends what fetch() and commit() have put down. All of it in one call, so that a process is killed before it or behind it: a
+  /// kernel that a dead process has left with half of the fetches oopses at the next START_USER_RECOVERY.
+  void flush();
+  /// Lets go early. It closes by itself when the kernel has taken all tags back: whoever wants the device gone waits for that.
   void close();
 
   void fetch(std::uint32_t tag, std::span<std::byte> slot) override;

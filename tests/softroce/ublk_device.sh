@@ -139,6 +139,19 @@ killed_and_succeeded() {
 }
 claim "Load runs" begin_load
 claim "Four times killed under load, and succeeded: the same node, and it goes on" killed_and_succeeded
+killed_while_taking_over() {
+	local try
+	stop_daemon "$name" KILL
+	for ((try = 1; try <= 6; try++)); do
+		"$program" "$memory" --recover "$number" >"$RBT_RIG_OUTPUT/short-$try.log" 2>&1 &
+		daemon_pids[short]=$!
+		sleep "$((RANDOM % 2)).$((RANDOM % 10))$((RANDOM % 10))"
+		stop_daemon short KILL
+	done
+	name=patient
+	present "$name" "$memory" --recover "$number" && goes_on
+}
+claim "Successors are killed while they take over, and succeeded" killed_while_taking_over
 claim "No request has failed, and everything was there" load_ends
 claim "A device is not taken over for a smaller disk" ends 1 60 "made for another disk" "$program" "$file" --recover "$number"
 claim "A process that leaves without removing it" stop_daemon "$name" INT
