@@ -25,10 +25,11 @@ struct Control {
   const char* name;
 };
 [[nodiscard]] constexpr Control reads(std::uint32_t number, const char* name) noexcept {
-  return {number, _IOC(_IOC_READ, std::uint32_t{'u'}, number, sizeof(ublksrv_ctrl_cmd)), name};
+  return {number, _IOC(_IOC_READ, std::uint32_t{'u'}, number, std::uint32_t{sizeof(ublksrv_ctrl_cmd)}), name};
 }
 [[nodiscard]] constexpr Control writes(std::uint32_t number, const char* name) noexcept {
-  return {number, _IOC(_IOC_READ | _IOC_WRITE, std::uint32_t{'u'}, number, sizeof(ublksrv_ctrl_cmd)), name};
+  return {number, _IOC(_IOC_READ | _IOC_WRITE, std::uint32_t{'u'}, number, std::uint32_t{sizeof(ublksrv_ctrl_cmd)}),
+          name};
 }
 inline constexpr Control kGetDevInfo = reads(0x02, "GET_DEV_INFO");
 inline constexpr Control kAddDev = writes(0x04, "ADD_DEV");
@@ -50,7 +51,7 @@ struct Io {
   std::uint32_t encoded;
 };
 [[nodiscard]] constexpr Io io(std::uint32_t number) noexcept {
-  return {number, _IOC(_IOC_READ | _IOC_WRITE, std::uint32_t{'u'}, number, sizeof(ublksrv_io_cmd))};
+  return {number, _IOC(_IOC_READ | _IOC_WRITE, std::uint32_t{'u'}, number, std::uint32_t{sizeof(ublksrv_io_cmd)})};
 }
 inline constexpr Io kFetch = io(0x20);
 inline constexpr Io kCommitAndFetch = io(0x21);

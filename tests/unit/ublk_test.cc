@@ -71,7 +71,7 @@ TEST_CASE("A device is read-only if it is asked to be or its disk is, and then d
 
 TEST_CASE("Discard and write zeroes are offered as the disk has them, within what the kernel accepts") {
   const bool discard = GENERATE(false, true), zeroes = GENERATE(false, true);
-  const std::uint64_t block_size = GENERATE(512, 4096);
+  const std::uint64_t block_size = GENERATE(std::uint64_t{512}, std::uint64_t{4096});
   Namespace disk = disk_of(block_size, 100);
   disk.abilities = {.compare = false, .discard = discard, .write_zeroes = zeroes};
   const auto params = ublk_params_of(disk, kIoMax, false);
