@@ -10,6 +10,7 @@ nqn=nqn.2026-01.io.example:memory
 memory=nvme+rdma://$RBT_RIG_ADDR/$nqn/1 file=nvme+rdma://$RBT_RIG_ADDR/nqn.2026-01.io.example:file/1
 RANDOM=${RBT_SEED:=$RANDOM}
 note "RBT_SEED=$RBT_SEED"
+exec 3>&1 # from within claims, too
 
 serve() { # NAME: one subsystem in memory, one in a file on ext4
 	start_daemon --name "$1" "$tools/rbt-target" --listen "nvme+rdma://$RBT_RIG_ADDR" \
@@ -20,7 +21,7 @@ present() { # NAME ARGUMENT...
 	start_daemon --name "$1" --ready '^/dev/ublkb' --deadline 60 "$program" "${@:2}" || return 1
 	device=$(grep -o -E '^/dev/ublkb[0-9]+' "$RBT_RIG_OUTPUT/$1.log")
 	number=${device#/dev/ublkb}
-	note "$(grep '^/dev/ublkb' "$RBT_RIG_OUTPUT/$1.log")"
+	note "$(grep '^/dev/ublkb' "$RBT_RIG_OUTPUT/$1.log")" >&3
 }
 value() { cat "/sys/block/${device#/dev/}/queue/$1"; }
 is() { [[ $(value "$1") == "$2" ]] || { echo "$1 is '$(value "$1")', not '$2'"; return 1; }; }
@@ -194,6 +195,25 @@ claim "A dead process's device is removed" ends 0 20 "^removed in" "$program" --
 touch "$scratch/enough"
 claim "Its users are told" fails wait "$load"
 claim "Nothing is left" nothing_left
+
+# A stopped process does not do what it was given, so STOP_DEV does not return; who wants the device gone is told in time.
+told_in_time() {
+	"$program" --remove "$number" 2 >"$scratch/remove" 2>&1 &
+	daemon_pids[remove]=$!
+	within 20 grep -q 'STOP_DEV.*has not answered within 2' "$scratch/remove" || { cat "$scratch/remove"; return 1; }
+}
+claim "Once more" present stopped "$file" || exit 1
+claim "Load runs" begin_load
+kill -STOP "$daemon_pid"
+sleep 0.5 # until the load's requests are with it
+claim "A control command that does not return is left behind, and said" told_in_time
+kill -CONT "$daemon_pid"
+touch "$scratch/enough"
+wait "$load"
+stopped_over() { ! running "${daemon_pids[stopped]}" && ! running "${daemon_pids[remove]}"; }
+claim "When it goes on, both processes end" within 20 stopped_over
+claim "and the device is removed" ends 0 20 "^removed in" "$program" --remove "$number"
+claim "Nothing is left" nothing_left
 claim "No such device" ends 1 20 "no such device" "$program" --remove "$number"
 
 # --- On the kernel's target, and beside the kernel's host -----------------------------------------------------------------
@@ -220,4 +240,5 @@ claim "The kernel's host leaves" disconnect_kernel_host "$nqn"
 claim "SIGTERM removes it" stop_daemon beside
 claim "Nothing is left" nothing_left
 claim "SIGTERM ends the target" stop_daemon target-3
+umount "$scratch/disk"
 claim "The kernel has not complained" fails grep -E 'Oops|BUG:|WARNING|INFO: task|general protection' <(dmesg_since)

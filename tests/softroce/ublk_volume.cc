@@ -3,7 +3,7 @@
 //   ublk_volume URI [QUEUES [DEPTH [IO_MAX]]]   makes a device
 //   ublk_volume URI --recover NUMBER            takes over the one that a dead process has left
 //   ublk_volume --list                          "NUMBER STATE PID QUEUES DEPTH IO_MAX SIZE rbt|other" of each
-//   ublk_volume --remove NUMBER                 stops and deletes it
+//   ublk_volume --remove NUMBER [SECONDS]       stops and deletes it, in 10 s or so many
 //
 // A device's path is printed once it is there; then it is served until SIGTERM, which removes it, or SIGINT, which leaves it. The exit
 // status is 0 only if nothing was left undone.
@@ -56,9 +56,9 @@ int list(const Clock& clock) {
   return 0;
 }
 
-int remove(std::uint32_t number, const Clock& clock) {
+int remove(std::uint32_t number, Duration patience, const Clock& clock) {
   const Instant began = clock.now();
-  auto gone = initiator::remove_ublk(number, clock.now() + 10s, clock);
+  auto gone = initiator::remove_ublk(number, clock.now() + patience, clock);
   if (!gone) return complain(gone.error());
   say(fmt::format("removed in {} ms", (clock.now() - began) / 1ms));
   return 0;
@@ -109,7 +109,8 @@ int serve(const Uri& uri, const initiator::DeviceOptions& options, const Clock& 
 int main(int argc, char** argv) {
   const SystemClock clock;
   if (argc == 2 && std::string_view(argv[1]) == "--list") return list(clock);
-  if (argc == 3 && std::string_view(argv[1]) == "--remove") return remove(number(argv[2]), clock);
+  if (argc >= 3 && std::string_view(argv[1]) == "--remove")
+    return remove(number(argv[2]), std::chrono::seconds(argc > 3 ? number(argv[3]) : 10), clock);
   if (argc < 2) return 2;
   const auto uri = Uri::parse(argv[1]);
   if (!uri) return complain(uri.error());

@@ -1,6 +1,11 @@
 // What ublk is told about a disk, and what it asks of it: no kernel here.
-#include <catch2/catch.hpp>
+#include <unistd.h>
 
+#include <catch2/catch.hpp>
+#include <chrono>
+#include <string>
+
+#include "common/clock.h"
 #include "initiator/present/ublk.h"
 #include "initiator/present/ublk_queue.h"
 
@@ -152,4 +157,16 @@ TEST_CASE("What the kernel says of a device is what its successor asks for") {
   CHECK(options.io_max == Bytes(524288));
   CHECK(options.read_only);
   CHECK(options.recover == 7U);
+}
+
+TEST_CASE("On a machine without ublk there are no devices, and whoever wants one hears which module to load") {
+  if (::access("/dev/ublk-control", F_OK) == 0) return;  // a machine that has it: the rig's tests are for those
+  const SystemClock clock;
+  const auto all = list_ublk(clock.now() + std::chrono::seconds(1), clock);
+  REQUIRE(all);
+  CHECK(all->empty());
+  const auto one = find_ublk(0, clock.now() + std::chrono::seconds(1), clock);
+  REQUIRE_FALSE(one);
+  CHECK(one.error().kind() == ErrorKind::not_found);
+  CHECK(one.error().message().find("modprobe ublk_drv") != std::string::npos);
 }
