@@ -1,5 +1,6 @@
 // A volume as a device, or on a socket, until SIGTERM: what is tested of initiator/present/ by programs that do not know rbt.
 //   present URI nbd|fuse|socket [directory=DIR] [path=SOCKET] [queues=N] [recover=N] [readonly]
+//   present - list | remove=N | clean=DIR: what processes that were killed have left
 // Prints the device and "ready"; SIGUSR1: resize(). Ends with status 0 when it has taken everything away.
 #include <fmt/format.h>
 
@@ -8,6 +9,7 @@
 #include <cstdio>
 #include <map>
 #include <string>
+#include <string_view>
 
 #include "initiator/present/fuse_device.h"
 #include "initiator/present/nbd_device.h"
@@ -88,6 +90,16 @@ int serve_device(Volume& volume, transport::Reactor& reactor, const Arguments& a
   return 0;
 }
 
+int look_after(const Arguments& arguments) {
+  const SystemClock clock;
+  for (const NbdDeviceInfo& each : list_nbd())
+    fmt::print("nbd{} pid {} identifier {} size {}\n", each.number, each.pid, each.identifier, each.size.value());
+  if (arguments.words.contains("clean")) fmt::print("{} removed\n", clean_fuse(arguments.words.at("clean")));
+  if (!arguments.words.contains("remove")) return 0;
+  auto removed = remove_nbd(arguments.number("remove", 0), clock, clock.now() + 5s);
+  return removed ? 0 : report(removed.error());
+}
+
 int run(const std::string& text, const Arguments& arguments) {
   const SystemClock clock;
   const auto logger = make_stderr_logger(LogLevel::info);
@@ -127,7 +139,8 @@ int main(int count, char** words) {
   if (count < 3) return 2;
   rbt::test::Arguments arguments;
   arguments.via = words[2];
-  for (int i = 3; i < count; ++i) {
+  const bool present = std::string_view(words[1]) != "-";
+  for (int i = present ? 3 : 2; i < count; ++i) {
     const std::string word = words[i];
     const std::size_t equals = word.find('=');
     arguments.words[word.substr(0, equals)] = equals == std::string::npos ? "" : word.substr(equals + 1);
@@ -136,5 +149,5 @@ int main(int count, char** words) {
   arguments.device.read_only = arguments.words.contains("readonly");
   if (arguments.words.contains("recover")) arguments.device.recover = arguments.number("recover", 0);
   std::signal(SIGUSR1, [](int) { rbt::test::resize_wanted = 1; });
-  return rbt::test::run(words[1], arguments);
+  return present ? rbt::test::run(words[1], arguments) : rbt::test::look_after(arguments);
 }

@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# A volume as /dev/nbdN, over rdma_rxe: load, discard, a file system; then the target dies, the path is away for longer than the
+# kernel waits for a request, and the process behind the device is killed. Nobody who uses it may see an error.
+#   ci/softroce run tests/softroce/nbd_device.sh BUILD_DIR
+# shellcheck source=tests/softroce/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+build=${1:?build directory}
+nqn=nqn.2026-01.io.example:nbd
+uri=nvme+rdma://$RBT_RIG_ADDR/$nqn/1
+image=$scratch/disk/image
+away=12 # seconds without a target: more than two of the kernel's time-outs (5 s)
+
+mkdir "$scratch/disk"
+mkfs.ext4 -q /dev/ram0 && mount /dev/ram0 "$scratch/disk" || bail "no file system for the image"
+truncate -s 64M "$image"
+
+serve() { # NAME
+	start_daemon --name "$1" "$build/tools/rbt-target" --reactors 1 --listen "nvme+rdma://$RBT_RIG_ADDR" --subsystem "$nqn" \
+		--store "file:$image"
+}
+present() { # NAME [WORD...]
+	start_daemon --name "$1" "$build/tests/shm/present" "$uri" nbd "${@:2}"
+}
+said() { grep -q -E -e "$2" "$RBT_RIG_OUTPUT/$1.log"; } # NAME REGEX
+attribute() { cat "/sys/block/$nbd/$1" 2>/dev/null; }
+is() { [[ $(attribute "$1") == "$2" ]] || { echo "$1 is '$(attribute "$1")', not '$2'"; return 1; }; } # ATTRIBUTE VALUE
+passes() { timeout -k 5 60 "$@"; }
+reads_as_zeroes() { # MIB-OFFSET MIB
+	cmp -n $(($2 << 20)) <(dd if="$device" bs=1M skip="$1" count="$2" iflag=direct status=none) /dev/zero
+}
+# Writes and reads back what it wrote some writes earlier, until it is told to stop; then reads back the rest.
+start_load() { # NAME
+	fio --name=load --ioengine=libaio --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 --numjobs=2 --offset_increment=16M \
+		--size=8M --rw=randwrite --bs=4k --iodepth=8 --verify_backlog=64 --time_based --runtime=240 --group_reporting \
+		--filename="$device" --output="$RBT_RIG_OUTPUT/nbd-$1.txt" &
+	fio=$!
+	within 20 moves || bail "no load"
+}
+moves() { local now; now=$(sectors_of "$device"); within 40 moved_on "$device" $((now + 200)); }
+stop_load() { # NAME: succeeds if fio saw no error and no wrong block
+	kill -TERM "$fio" # fio takes it for Ctrl-C; a background job of a script ignores that
+	wait "$fio"
+	grep -h -E 'IOPS|clat.*max' "$RBT_RIG_OUTPUT/nbd-$1.txt" | sed 's/^/# /' >&3
+	grep -q 'err= 0:' "$RBT_RIG_OUTPUT/nbd-$1.txt"
+}
+exec 3>&1
+
+dmesg_mark
+claim "rbt-target says that it is ready" serve target || exit 1
+claim "A device is made" present present || exit 1
+present_pid=$daemon_pid
+device=$(grep -m 1 '^/dev/nbd' "$RBT_RIG_OUTPUT/present.log")
+nbd=${device#/dev/}
+note "$device: $(grep queues "$RBT_RIG_OUTPUT/present.log")"
+uuid=$(attribute backend)
+claim "It is known by a UUID" test "${uuid//[^-]/}" = ---- -a "$("$build/tests/shm/present" - list)" = \
+	"$nbd pid $present_pid identifier $uuid size 67108864"
+for expected in "size 131072" "ro 0" "queue/logical_block_size 512" "queue/write_cache write back" "queue/fua 1" \
+	"queue/max_sectors_kb 256" "pid $present_pid" "queue/rotational 0"; do
+	claim "/sys/block: $expected" is "${expected%% *}" "${expected#* }"
+done
+claim "/sys/block: two hardware queues" test "$(ls "/sys/block/$nbd/mq" | wc -l)" = 2
+claim "/sys/block: discard and write zeroes" test "$(attribute queue/discard_max_bytes)" -gt 0 -a \
+	"$(attribute queue/write_zeroes_max_bytes)" -gt 0
+claim "A second process that would recover it while the first lives is refused" \
+	ends 1 30 'live connections' "$build/tests/shm/present" "$uri" nbd "recover=${nbd#nbd}"
+
+# --- Data -------------------------------------------------------------------------------------------------------------
+
+# The discards beside it: blocks of another part, and of the same device and queues.
+(for ((i = 0; i < 40; i++)); do blkdiscard -o $((48 + i % 4))M -l 1M "$device" || exit 1; done) &
+discards=$!
+claim "4 KiB random writes at depth 32 read back with their checksums" passes fio --name=random --ioengine=libaio --direct=1 \
+	--verify=crc32c --verify_fatal=1 --numjobs=2 --offset_increment=16M --size=8M --rw=randwrite --bs=4k --iodepth=32 \
+	--group_reporting --filename="$device" --output="$RBT_RIG_OUTPUT/nbd-random.txt"
+claim "Discards beside it are done" wait "$discards"
+claim "1 MiB sequential writes read back with their checksums" passes fio --name=sequential --ioengine=libaio --direct=1 \
+	--verify=crc32c --verify_fatal=1 --size=32M --rw=write --bs=1M --iodepth=4 --filename="$device" \
+	--output="$RBT_RIG_OUTPUT/nbd-sequential.txt"
+grep -h -E 'IOPS' "$RBT_RIG_OUTPUT/nbd-"{random,sequential}.txt | sed 's/^/# /'
+claim "blkdiscard -z: write zeroes" passes blkdiscard -z -o 4M -l 4M "$device"
+claim "The range reads as zeroes" reads_as_zeroes 4 4
+claim "What lies behind it does not" fails reads_as_zeroes 8 4
+
+copy_tree() {
+	mkfs.ext4 -q "$device" && mkdir -p "$scratch/mount" && mount "$device" "$scratch/mount" &&
+		cp -r "$source_dir/initiator" "$source_dir/target" "$scratch/mount" && umount "$scratch/mount" &&
+		mount -o ro "$device" "$scratch/mount" && diff -r "$source_dir/initiator" "$scratch/mount/initiator" &&
+		diff -r "$source_dir/target" "$scratch/mount/target" && umount "$scratch/mount"
+}
+claim "mkfs.ext4, a tree is copied and found again" passes copy_tree
+claim "e2fsck finds nothing to repair" passes e2fsck -fn "$device"
+
+# --- The target dies --------------------------------------------------------------------------------------------------
+
+start_load target
+stop_daemon target KILL
+claim "The process notices" within 10 said present 'volume: lost'
+claim "The target is back" serve target-1
+claim "The load goes on" moves
+stop_daemon target-1 KILL
+truncate -s 72M "$image"
+sleep "$away"
+replaced=$(dmesg_since | grep -c 'reconnected socket')
+claim "The kernel has given up connections, and has been given others" test "$replaced" -ge 2
+claim "The target is back after $away s" serve target-2
+claim "The load goes on" moves
+claim "fio saw no error and no wrong block" stop_load target
+note "sockets replaced meanwhile: $replaced"
+
+kill -USR1 "$present_pid"
+claim "The image is larger, and the device gets it" within 10 said present '^resized'
+claim "/sys/block: size" is size $((72 * 2048))
+
+# --- The process dies -------------------------------------------------------------------------------------------------
+
+start_load process
+for number in 1 2; do
+	stop_daemon "present$( ((number > 1)) && echo -$((number - 1)))" KILL
+	began=$(date +%s%N)
+	claim "A successor recovers the device, number $number" present "present-$number" "recover=${nbd#nbd}"
+	ready=$(date +%s%N)
+	claim "It is the same node" grep -q -x "$device" "$RBT_RIG_OUTPUT/present-$number.log"
+	claim "The load goes on" moves
+	note "recovered after $(((ready - began) / 1000000)) ms, load again after $((($(date +%s%N) - began) / 1000000)) ms"
+done
+claim "fio saw no error and no wrong block" stop_load process
+claim "A device of another disk is not touched" test "$(attribute backend)" = "$uuid"
+
+# --- The end ----------------------------------------------------------------------------------------------------------
+
+claim "SIGTERM: everything is taken away, exit status 0" stop_daemon present-2
+claim "Nothing is left in the kernel" test "$(attribute size)" = 0 -a ! -e "/sys/block/$nbd/pid" -a -z "$("$build/tests/shm/present" - list)"
+claim "The next user of the number gets the kernel's own size of requests" is queue/max_sectors_kb 1280
+claim "A device is made again" present present-3
+blkdiscard -z -o 0 -l 64M "$device" & # something that waits
+stop_daemon present-3 KILL
+dd if="$device" of=/dev/null bs=4k count=1 iflag=direct status=none 2>/dev/null &
+waiting=$!
+sleep 1
+claim "A device whose process is dead is removed, with what waits for it" ends 0 10 . "$build/tests/shm/present" - "remove=${nbd#nbd}"
+claim "What waited has ended with an error" fails wait "$waiting"
+claim "Nothing is left in the kernel" test "$(attribute size)" = 0 -a ! -e "/sys/block/$nbd/pid"
+claim "SIGTERM: exit status 0" stop_daemon target-2
+umount "$scratch/disk"
+claim "The kernel says nothing but what NBD says of its connections" dmesg_clean '^EXT4-fs \(' '^dummy0 speed is unknown' \
+	'^block nbd[0-9]+: ' '^nbd[0-9]+: detected capacity change' '^I/O error, dev nbd[0-9]+' '^Buffer I/O error on dev nbd[0-9]+'
