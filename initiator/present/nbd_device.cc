@@ -25,9 +25,11 @@ namespace rbt::initiator {
 
 namespace {
 
-// How long a killed process's requests wait for their successor's start (the kernel finds them by their time-out only), and
-// how often a volume without a path has its connections replaced. Why 5 s: docs/block_devices_nbd.md.
-constexpr std::chrono::seconds kTimeout(5);
+// The kernel finds requests of a connection that has gone by their time-out only, so this is how long those of a killed process
+// wait once a successor is there. With one connection that is all it does, and a slow volume is left alone. With several the
+// kernel also gives up the connection of whatever takes longer. docs/block_devices_nbd.md has what was measured.
+constexpr std::chrono::milliseconds kLookInterval(2000);  // one connection
+constexpr std::chrono::seconds kTimeout(5);               // several
 constexpr std::chrono::seconds kDeadConnections(300);
 constexpr std::uint32_t kDepthMax = 128;  // the kernel's, per connection
 constexpr std::uint32_t kConnectionsMax = 16;
@@ -39,7 +41,7 @@ constexpr Duration kPause = std::chrono::milliseconds(100);  // between attempts
 constexpr Duration kLook = std::chrono::milliseconds(20);    // at what the kernel tells nobody
 
 std::uint32_t connections_of(const DeviceOptions& options) noexcept {
-  return std::clamp<std::uint32_t>(options.queues, 2, kConnectionsMax);
+  return std::clamp<std::uint32_t>(options.queues, 1, kConnectionsMax);
 }
 std::uint32_t depth_of(const DeviceOptions& options) noexcept {
   return std::clamp<std::uint32_t>(options.depth, 1, kDepthMax);
@@ -75,9 +77,10 @@ Result<std::shared_ptr<Pairs>> make_pairs(std::uint32_t count) {
   return pairs;
 }
 
-// The number's next user gets the kernel's default again.
-void forget_io_max(std::uint32_t number) {
+// The number's next user gets the kernel's defaults again.
+void untune(std::uint32_t number) {
   static_cast<void>(nbd::write_attribute(number, "queue/max_sectors_kb", "0"));
+  static_cast<void>(nbd::write_attribute(number, "queue/io_timeout", "30000"));
 }
 
 class NbdDevice final : public Device {
@@ -106,7 +109,7 @@ class NbdDevice final : public Device {
   Result<void> prepare(std::uint32_t connections);
   Result<void> adopt(Pairs& pairs);
   void named(std::uint32_t number);
-  void tell_io_max();
+  void tune();
   void learn_io_max();
   void on_end(bool asked);
   void replace();
@@ -172,14 +175,14 @@ Result<void> NbdDevice::connect() {
   auto number = netlink->connect({.size = disk.size(),
                                   .block_size = disk.block_size(),
                                   .flags = server_->flags(),
-                                  .timeout = kTimeout,
+                                  .timeout = options_.queues == 1 ? std::chrono::seconds(0) : kTimeout,
                                   .dead_connections = kDeadConnections,
                                   .identifier = identifier_,
                                   .sockets = (*pairs)->kernels});
   if (!number) return rbt::failure(std::move(number.error()));
   named(*number);
   if (auto adopted = adopt(**pairs); !adopted) return adopted;
-  tell_io_max();
+  tune();
   if (look_until([this] { return ::access(path_.c_str(), F_OK) == 0; }, reactor_.now() + kConnectMax)) return {};
   static_cast<void>(remove(reactor_.now() + kConnectMax));
   return rbt::failure(ErrorKind::not_found,
@@ -188,16 +191,18 @@ Result<void> NbdDevice::connect() {
                                   path_));
 }
 
-// Waits for requests that udev's programs have begun meanwhile.
-void NbdDevice::tell_io_max() {
+// What netlink has no words for. Waits for requests that udev's programs have begun meanwhile.
+void NbdDevice::tune() {
   const std::uint64_t wanted = std::bit_floor(std::clamp<std::uint64_t>(options_.io_max.value(), 4 * kKiB, kMiB));
-  const auto told = aside_->run(
+  const auto tuned = aside_->run(
       volume_, reactor_.now() + kConnectMax, "telling the kernel the size of requests",
-      [number = number_, wanted]() -> Result<void> {
+      [number = number_, wanted, one = options_.queues == 1]() -> Result<void> {
         static_cast<void>(nbd::write_attribute(number, "queue/max_sectors_kb", fmt::format("{}", wanted / kKiB)));
+        if (one)
+          static_cast<void>(nbd::write_attribute(number, "queue/io_timeout", fmt::format("{}", kLookInterval.count())));
         return {};
       });
-  if (!told) reactor_.logger().warning("{}: {}", path_, told.error().message());
+  if (!tuned) reactor_.logger().warning("{}: {}", path_, tuned.error().message());
   learn_io_max();
 }
 
@@ -267,11 +272,7 @@ void NbdDevice::replace() {
       [number = number_, identifier = identifier_, held = *pairs]() -> Result<void> {
         auto netlink = nbd::Netlink::open();
         if (!netlink) return rbt::failure(std::move(netlink.error()));
-        return netlink->reconfigure({.number = number,
-                                     .timeout = kTimeout,
-                                     .dead_connections = kDeadConnections,
-                                     .identifier = identifier,
-                                     .sockets = held->kernels});
+        return netlink->reconfigure({.number = number, .identifier = identifier, .sockets = held->kernels});
       },
       [this](Result<void> replaced) { on_replaced(std::move(replaced)); });
 }
@@ -321,7 +322,7 @@ Result<void> NbdDevice::remove(Instant deadline) {
     auto netlink = nbd::Netlink::open();
     if (!netlink) return rbt::failure(std::move(netlink.error()));
     if (auto done = netlink->disconnect(number); !done) return done;
-    if (!nbd::in_use(number)) forget_io_max(number);
+    if (!nbd::in_use(number)) untune(number);
     return {};
   });
   server_.reset();
@@ -371,7 +372,7 @@ Result<void> remove_nbd(std::uint32_t number, const Clock& clock, Instant deadli
                                       number));
     static_cast<void>(::poll(nullptr, 0, 20));
   }
-  forget_io_max(number);
+  untune(number);
   return {};
 }
 

@@ -19,10 +19,10 @@ namespace rbt::initiator {
 [[nodiscard]] Bytes nbd_buffers(const DeviceOptions& options) noexcept;
 [[nodiscard]] std::uint32_t nbd_requests(const DeviceOptions& options) noexcept;
 
-/// The first free /dev/nbdN, or DeviceOptions::recover. Options as they come out: queues are connections, 2 to 16; depth is 128
-/// at most; io_max is what the kernel has been told. Blocks, turning the reactor, for a moment; for 10 s if it cannot be recovered. It
-/// goes on with connections of its own when the kernel gives one up: while the volume has no path, that is every
-/// few seconds, and nothing fails. A recovered device must be of the volume's disk, by UUID (the old association being
+/// The first free /dev/nbdN, or DeviceOptions::recover. Options as they come out: queues are connections, 1 to 16; depth is 128
+/// at most; io_max is what the kernel has been told. Blocks, turning the reactor, for a moment; for 10 s if it cannot be recovered.
+/// While the volume has no path, requests wait; of several connections the kernel then gives one up every few
+/// seconds, and gets another. One is the steadier choice. A recovered device must be of the volume's disk, by UUID (the old association being
 /// over is the volume's business). Errors: unsupported (`modprobe nbd`), permission (CAP_SYS_ADMIN), mismatch, not_found
 /// (nothing to recover), in_use (its process lives), invalid_argument (volume without the above).
 [[nodiscard]] Result<std::unique_ptr<Device>> present_nbd(Volume& volume, transport::Reactor& reactor,

@@ -122,6 +122,7 @@ int run(const std::string& text, const Arguments& arguments) {
     options.queue.buffers = NbdServer::buffers_min(NbdServerOptions{}.connections_max);
   }
   options.session.keep_alive = 4s;
+  options.attempt_timeout = 15s;  // emulated machines on busy ones
   options.on_state = [&](VolumeState state, const Error* why) {
     logger->info("volume: {}{}{}", name(state), why == nullptr ? "" : ": ", why == nullptr ? "" : why->message());
   };

@@ -89,7 +89,7 @@ copy_tree() {
 		mount -o ro "$device" "$scratch/mount" && diff -r "$source_dir/initiator" "$scratch/mount/initiator" &&
 		diff -r "$source_dir/target" "$scratch/mount/target" && umount "$scratch/mount"
 }
-claim "mkfs.ext4, a tree is copied and found again" passes copy_tree
+claim "mkfs.ext4, a tree is copied and found again" copy_tree
 claim "e2fsck finds nothing to repair" passes e2fsck -fn "$device"
 
 # --- The target dies --------------------------------------------------------------------------------------------------
