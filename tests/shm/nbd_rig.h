@@ -28,8 +28,8 @@ using Octets = std::vector<std::byte>;
 
 class NbdRig {
  public:
-  explicit NbdRig(const initiator::NbdServerOptions& options = {.connections_max = 4},
-                  const std::string& spec = "ram:size=16MiB") {
+  enum class Gated : std::uint8_t { yes, no };
+  explicit NbdRig(const initiator::NbdServerOptions& options = {.connections_max = 4}, Gated gated = Gated::yes) {
     fabric_ = std::move(transport::shm::Fabric::open({}, random_).value());
     client_fabric_ = std::move(transport::shm::Fabric::open({}, random_).value());
     reactor = std::move(transport::Reactor::create(clock, null_logger()).value());
@@ -40,9 +40,10 @@ class NbdRig {
                       .value());
     REQUIRE(target_->add_subsystem(nqn, {.allow_any_host = true}));
     gate.open = true;
-    auto store = target::make_store(spec, {.clock = clock, .random = random_, .logger = null_logger()});
+    auto store = target::make_store("ram:size=16MiB", {.clock = clock, .random = random_, .logger = null_logger()});
     REQUIRE(store);
-    REQUIRE(target_->add_namespace(nqn, make_gated_store(std::move(*store), gate)));
+    if (gated == Gated::yes) *store = make_gated_store(std::move(*store), gate);
+    REQUIRE(target_->add_namespace(nqn, std::move(*store)));
     const std::string socket = scratch.path("rbt");
     REQUIRE(target_->listen(*fabric_, Uri::parse("nvme+shm://?socket=" + socket).value()));
     REQUIRE(target_->start());
