@@ -150,6 +150,10 @@ class NbdClient {
       return true;
     }) && sent == bytes.size();
   }
+  /// The server has no turn meanwhile.
+  void send_unseen(const Octets& bytes) const {
+    REQUIRE(::send(fd_, bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size()));
+  }
   bool send_write(std::uint64_t offset, const Octets& data, std::uint16_t flags = 0, std::uint64_t cookie = 1) {
     Octets all = command(Type::write, offset, static_cast<std::uint32_t>(data.size()), flags, cookie);
     all.insert(all.end(), data.begin(), data.end());
