@@ -20,7 +20,6 @@ using Type = CommandType;
 namespace {
 
 constexpr std::uint64_t kSize = 16 * kMiB;
-constexpr std::uint32_t kHungUp = NbdClient::kHungUp;
 
 Octets octets(std::size_t size, std::uint64_t seed) {
   Octets out(size);
