@@ -83,7 +83,7 @@ int serve_device(Volume& volume, transport::Reactor& reactor, const Arguments& a
     std::fflush(stdout);
   }
   if ((*device)->ended() != nullptr) return report(*(*device)->ended());
-  const VolumeStatistics counts = volume.statistics();
+  const VolumeStatistics& counts = volume.statistics();
   fmt::print("losses {} reissued {} longest_ms {}\n", counts.losses, counts.reissued,
              std::chrono::duration_cast<std::chrono::milliseconds>(counts.longest_loss).count());
   if (auto removed = (*device)->remove(clock.now() + 10s); !removed) return report(removed.error());
@@ -122,7 +122,7 @@ int run(const std::string& text, const Arguments& arguments) {
     options.queue.buffers = NbdServer::buffers_min(NbdServerOptions{}.connections_max);
   }
   options.session.keep_alive = 4s;
-  options.attempt_timeout = 15s;  // emulated machines on busy ones
+  options.open_patience = 30s;  // emulated machines on busy ones
   options.on_state = [&](VolumeState state, const Error* why) {
     logger->info("volume: {}{}{}", name(state), why == nullptr ? "" : ": ", why == nullptr ? "" : why->message());
   };

@@ -9,7 +9,8 @@ build=${1:?build directory}
 nqn=nqn.2026-01.io.example:nbd
 uri=nvme+rdma://$RBT_RIG_ADDR/$nqn/1
 image=$scratch/disk/image
-away=12 # seconds without a target: more than two of the kernel's time-outs (5 s)
+presenter=present
+away=12 # seconds without a target: more than two of the kernel's time-outs (2 or 5 s)
 
 mkdir "$scratch/disk"
 mkfs.ext4 -q /dev/ram0 && mount /dev/ram0 "$scratch/disk" || bail "no file system for the image"
@@ -20,7 +21,7 @@ serve() { # NAME
 		--store "file:$image"
 }
 present() { # NAME [WORD...]
-	start_daemon --name "$1" "$build/tests/shm/present" "$uri" nbd "${@:2}"
+	start_daemon --name "$1" "$build/tests/shm/present" "$uri" nbd queues=1 "${@:2}"
 }
 said() { grep -q -E -e "$2" "$RBT_RIG_OUTPUT/$1.log"; } # NAME REGEX
 attribute() { cat "/sys/block/$nbd/$1" 2>/dev/null; }
@@ -48,19 +49,19 @@ exec 3>&1
 
 dmesg_mark
 claim "rbt-target says that it is ready" serve target || exit 1
-claim "A device is made" present present || exit 1
-present_pid=$daemon_pid
-device=$(grep -m 1 '^/dev/nbd' "$RBT_RIG_OUTPUT/present.log")
+claim "A device is made" present "$presenter" || exit 1
+presenter_pid=$daemon_pid
+device=$(grep -m 1 '^/dev/nbd' "$RBT_RIG_OUTPUT/$presenter.log")
 nbd=${device#/dev/}
-note "$device: $(grep queues "$RBT_RIG_OUTPUT/present.log")"
+note "$device: $(grep queues "$RBT_RIG_OUTPUT/$presenter.log")"
 uuid=$(attribute backend)
 claim "It is known by a UUID" test "${uuid//[^-]/}" = ---- -a "$("$build/tests/shm/present" - list)" = \
-	"$nbd pid $present_pid identifier $uuid size 67108864"
+	"$nbd pid $presenter_pid identifier $uuid size 67108864"
 for expected in "size 131072" "ro 0" "queue/logical_block_size 512" "queue/write_cache write back" "queue/fua 1" \
-	"queue/max_sectors_kb 256" "pid $present_pid" "queue/rotational 0"; do
+	"queue/max_sectors_kb 256" "queue/io_timeout 2000" "pid $presenter_pid" "queue/rotational 0"; do
 	claim "/sys/block: $expected" is "${expected%% *}" "${expected#* }"
 done
-claim "/sys/block: two hardware queues" test "$(ls "/sys/block/$nbd/mq" | wc -l)" = 2
+claim "/sys/block: one hardware queue" test "$(ls "/sys/block/$nbd/mq" | wc -l)" = 1
 claim "/sys/block: discard and write zeroes" test "$(attribute queue/discard_max_bytes)" -gt 0 -a \
 	"$(attribute queue/write_zeroes_max_bytes)" -gt 0
 claim "A second process that would recover it while the first lives is refused" \
@@ -92,57 +93,65 @@ copy_tree() {
 claim "mkfs.ext4, a tree is copied and found again" copy_tree
 claim "e2fsck finds nothing to repair" passes e2fsck -fn "$device"
 
-# --- The target dies --------------------------------------------------------------------------------------------------
+# --- The target dies, and the process ---------------------------------------------------------------------------------
 
-start_load target
-stop_daemon target KILL
-claim "The process notices" within 10 said present 'volume: lost'
-claim "The target is back" serve target-1
-claim "The load goes on" moves
-stop_daemon target-1 KILL
-truncate -s 72M "$image"
-sleep "$away"
-replaced=$(dmesg_since | grep -c 'reconnected socket')
-claim "The kernel has given up connections, and has been given others" test "$replaced" -ge 2
-claim "The target is back after $away s" serve target-2
-claim "The load goes on" moves
-claim "fio saw no error and no wrong block" stop_load target
-note "sockets replaced meanwhile: $replaced"
-
-kill -USR1 "$present_pid"
-claim "The image is larger, and the device gets it" within 10 said present '^resized'
-claim "/sys/block: size" is size $((72 * 2048))
-
-# --- The process dies -------------------------------------------------------------------------------------------------
-
-start_load process
-for number in 1 2; do
-	stop_daemon "present$( ((number > 1)) && echo -$((number - 1)))" KILL
+survive() { # CONNECTIONS: with $device made by the daemon named $presenter
+	local name=$1-connections began replaced
+	replaced=$(dmesg_since | grep -c 'reconnected socket')
+	start_load "$name"
+	stop_daemon target KILL
+	claim "$name: the process notices that the target was killed" within 10 said "$presenter" 'volume: lost'
+	sleep "$away"
+	replaced=$(($(dmesg_since | grep -c 'reconnected socket') - replaced))
+	if (($1 == 1)); then
+		claim "$name: the kernel has given up nothing" test "$replaced" = 0
+	else
+		claim "$name: the kernel has given up connections, and has been given others" test "$replaced" -ge 2
+	fi
+	claim "$name: the target is back after $away s" serve target
 	began=$(date +%s%N)
-	claim "A successor recovers the device, number $number" present "present-$number" "recover=${nbd#nbd}"
-	ready=$(date +%s%N)
-	claim "It is the same node" grep -q -x "$device" "$RBT_RIG_OUTPUT/present-$number.log"
-	claim "The load goes on" moves
-	note "recovered after $(((ready - began) / 1000000)) ms, load again after $((($(date +%s%N) - began) / 1000000)) ms"
-done
-claim "fio saw no error and no wrong block" stop_load process
-claim "A device of another disk is not touched" test "$(attribute backend)" = "$uuid"
+	claim "$name: the load goes on" moves
+	note "$name: first requests $((($(date +%s%N) - began) / 1000000)) ms after that; connections replaced: $replaced"
+	claim "$name: fio saw no error and no wrong block" stop_load "$name"
+
+	start_load "$name-killed"
+	stop_daemon "$presenter" KILL
+	began=$(date +%s%N)
+	claim "$name: a successor of the killed process recovers the device" present "$presenter" "recover=${nbd#nbd}"
+	note "$name: recovered after $((($(date +%s%N) - began) / 1000000)) ms"
+	claim "$name: it is the same node" grep -q -x "$device" "$RBT_RIG_OUTPUT/$presenter.log"
+	claim "$name: the load goes on" moves
+	note "$name: load again after $((($(date +%s%N) - began) / 1000000)) ms"
+	claim "$name: fio saw no error and no wrong block" stop_load "$name-killed"
+	presenter_pid=$daemon_pid
+}
+survive 1
+stop_daemon target
+truncate -s 72M "$image"
+claim "The image is larger" serve target
+claim "The volume knows it" within 20 bash -c "until kill -USR1 $presenter_pid; [[ \$(<'/sys/block/$nbd/size') == $((72 * 2048)) ]]; do sleep 0.5; done"
+claim "The device got it" is size $((72 * 2048))
+claim "SIGTERM: everything is taken away, exit status 0" stop_daemon "$presenter"
+claim "Nothing is left in the kernel" test "$(attribute size)" = 0 -a ! -e "/sys/block/$nbd/pid" -a -z "$("$build/tests/shm/present" - list)"
+claim "The next user of the number gets the kernel's own limits" test "$(attribute queue/max_sectors_kb) $(attribute queue/io_timeout)" = \
+	"1280 30000"
+
+claim "A device with two connections is made" present "$presenter" queues=2
+claim "It has the number that was free" grep -q -x "$device" "$RBT_RIG_OUTPUT/$presenter.log"
+claim "/sys/block: two hardware queues" test "$(ls "/sys/block/$nbd/mq" | wc -l)" = 2
+survive 2
 
 # --- The end ----------------------------------------------------------------------------------------------------------
 
-claim "SIGTERM: everything is taken away, exit status 0" stop_daemon present-2
-claim "Nothing is left in the kernel" test "$(attribute size)" = 0 -a ! -e "/sys/block/$nbd/pid" -a -z "$("$build/tests/shm/present" - list)"
-claim "The next user of the number gets the kernel's own size of requests" is queue/max_sectors_kb 1280
-claim "A device is made again" present present-3
-blkdiscard -z -o 0 -l 64M "$device" & # something that waits
-stop_daemon present-3 KILL
+stop_daemon "$presenter" KILL
 dd if="$device" of=/dev/null bs=4k count=1 iflag=direct status=none 2>/dev/null &
 waiting=$!
 sleep 1
 claim "A device whose process is dead is removed, with what waits for it" ends 0 10 . "$build/tests/shm/present" - "remove=${nbd#nbd}"
 claim "What waited has ended with an error" fails wait "$waiting"
 claim "Nothing is left in the kernel" test "$(attribute size)" = 0 -a ! -e "/sys/block/$nbd/pid"
-claim "SIGTERM: exit status 0" stop_daemon target-2
+claim "SIGTERM: exit status 0" stop_daemon target
 umount "$scratch/disk"
 claim "The kernel says nothing but what NBD says of its connections" dmesg_clean '^EXT4-fs \(' '^dummy0 speed is unknown' \
-	'^block nbd[0-9]+: ' '^nbd[0-9]+: detected capacity change' '^I/O error, dev nbd[0-9]+' '^Buffer I/O error on dev nbd[0-9]+'
+	'^block nbd[0-9]+: ' '^nbd[0-9]+: detected capacity change' '^I/O error, dev nbd[0-9]+' '^Buffer I/O error on dev nbd[0-9]+' \
+	'^nbd_xmit_timeout: [0-9]+ callbacks' 'Dev nbd[0-9]+: unable to read RDB' 'nbd[0-9]+: unable to read partition' '^ldm_validate_partition_table\(\): Disk read failed'
