@@ -34,13 +34,14 @@ std::string_view name(Connection::End end) noexcept {
   return "?";
 }
 
-Connection::Connection(int fd, Jobs& jobs, const Quota& quota, const Export* about, Instant now)
-    : fd_(fd), jobs_(jobs), quota_(quota), since_(now) {
+Connection::Connection(int fd, Jobs& jobs, std::uint32_t jobs_max, const Export* about, Instant now)
+    : fd_(fd), jobs_(jobs), arena_(jobs.enter_arena()), jobs_max_(jobs_max), since_(now) {
   if (about != nullptr) handshake_.emplace(*about);
 }
 
 Connection::~Connection() {
   jobs_.abandon(*this);
+  jobs_.leave_arena(arena_);
   ::close(fd_);
 }
 
@@ -138,7 +139,7 @@ bool Connection::take_command() {
 
 // False: not now.
 bool Connection::begin(const Command& command) {
-  if (held_jobs_ >= quota_.jobs) return false;
+  if (held_jobs_ >= jobs_max_) return false;
   Job* const job = jobs_.take(*this);
   if (job == nullptr) return false;
   ++held_jobs_;
@@ -147,13 +148,10 @@ bool Connection::begin(const Command& command) {
     end_command(*job, command, error);
     return true;
   }
-  if (command.type == CommandType::read || command.type == CommandType::write) {
-    const bool room = held_bytes_ == 0 || held_bytes_ + command.length <= quota_.bytes;
-    if (!room || !jobs_.allocate(*job, command.length)) {
-      give_back(*job);
-      return false;
-    }
-    held_bytes_ += job->buffer.size();
+  const bool carries_data = command.type == CommandType::read || command.type == CommandType::write;
+  if (carries_data && !jobs_.allocate(*job, arena_, command.length)) {
+    give_back(*job);
+    return false;
   }
   if (command.type == CommandType::write) {
     filling_ = job;
@@ -269,7 +267,6 @@ void Connection::finish_reply() noexcept {
 
 void Connection::give_back(Job& job) noexcept {
   --held_jobs_;
-  held_bytes_ -= job.buffer.size();
   jobs_.give_back(job);
 }
 

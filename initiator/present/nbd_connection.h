@@ -13,12 +13,6 @@
 
 namespace rbt::initiator::nbd {
 
-/// What one client may hold of what all share.
-struct Quota {
-  std::uint32_t jobs = 128;
-  std::uint64_t bytes = 8 * kMiB;  ///< of buffers; at least Jobs::kDataMax
-};
-
 /// The reactor's thread. Nothing is allocated per request.
 class Connection {
  public:
@@ -29,8 +23,8 @@ class Connection {
     protocol,  ///< it does not speak NBD (any more)
   };
 
-  /// Owns `fd`, a stream socket that does not block. With `about` the handshake comes first.
-  Connection(int fd, Jobs& jobs, const Quota& quota, const Export* about, Instant now);
+  /// Owns `fd`, a stream socket. Has `jobs_max` jobs at a time, at most. With `about` the handshake comes first.
+  Connection(int fd, Jobs& jobs, std::uint32_t jobs_max, const Export* about, Instant now);
   /// Hangs up. Its jobs that are with the volume end there.
   ~Connection();
   Connection(const Connection&) = delete;
@@ -71,7 +65,8 @@ class Connection {
   static constexpr std::size_t kStaging = 16 * kKiB;
   const int fd_;
   Jobs& jobs_;
-  const Quota quota_;
+  Arena& arena_;
+  const std::uint32_t jobs_max_;
   const Instant since_;
   std::optional<Handshake> handshake_;
   End end_ = End::none;
@@ -87,7 +82,6 @@ class Connection {
   std::size_t filled_ = 0;
   std::uint64_t skip_ = 0;  // bytes of data that nobody wants
   std::uint32_t held_jobs_ = 0;
-  std::uint64_t held_bytes_ = 0;
   Job* first_reply_ = nullptr;
   Job* last_reply_ = nullptr;
   std::size_t sent_ = 0;  // of the first reply

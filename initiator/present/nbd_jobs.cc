@@ -1,5 +1,6 @@
 #include "initiator/present/nbd_jobs.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -25,8 +26,12 @@ std::uint32_t nbd_error(int error) noexcept {
 
 }  // namespace
 
-Jobs::Jobs(Volume& volume, std::uint32_t count, bool read_only)
+Jobs::Jobs(Volume& volume, std::uint32_t count, std::uint32_t connections, bool read_only)
     : volume_(volume), read_only_(read_only || volume.disk().read_only), jobs_(count) {
+  const std::size_t blocks = volume.buffers()->size().value() / Arena::kBlock / connections;
+  places_.reserve(connections);
+  for (std::uint32_t i = 0; i < connections; ++i)
+    places_.push_back({.arena = Arena(*volume.buffers(), blocks)});
   for (Job& job : jobs_) {
     job.jobs = this;
     job.request.context = &job;
@@ -35,8 +40,26 @@ Jobs::Jobs(Volume& volume, std::uint32_t count, bool read_only)
   }
 }
 
-std::unique_ptr<Jobs> Jobs::create(Volume& volume, std::uint32_t count, bool read_only) {
-  return std::unique_ptr<Jobs>(new Jobs(volume, count, read_only));
+std::unique_ptr<Jobs> Jobs::create(Volume& volume, std::uint32_t count, std::uint32_t connections, bool read_only) {
+  return std::unique_ptr<Jobs>(new Jobs(volume, count, connections, read_only));
+}
+
+void Jobs::free_buffer(Job& job) noexcept {
+  if (job.buffer.empty()) return;
+  in_use_ -= job.buffer.size();
+  job.arena->free(std::exchange(job.buffer, {}));
+}
+
+Arena& Jobs::enter_arena() noexcept {
+  const auto place = std::find_if(places_.begin(), places_.end(), [](const Place& each) { return !each.taken; });
+  check(place != places_.end(), "there are as many arenas as connections");
+  place->taken = true;
+  return place->arena;
+}
+
+void Jobs::leave_arena(const Arena& arena) noexcept {
+  for (Place& place : places_)
+    if (&place.arena == &arena) place.taken = false;
 }
 
 void Jobs::leave(std::unique_ptr<Jobs> jobs) {
@@ -75,7 +98,7 @@ void Jobs::give_back(Job& job) noexcept {
     --waiting_;
     unlink(job);
   }
-  if (!job.buffer.empty()) volume_.buffers()->free(std::exchange(job.buffer, {}));
+  free_buffer(job);
   job.state = Job::State::free;
   job.client = nullptr;
   job.next = std::exchange(free_, &job);
@@ -134,10 +157,10 @@ std::uint32_t Jobs::prepare_range(Job& job, const Command& command) const noexce
   return 0;
 }
 
-bool Jobs::allocate(Job& job, std::uint32_t length) noexcept {
-  if (starving_ != nullptr && starving_ != job.client) return false;
-  job.buffer = volume_.buffers()->allocate(length);
-  starving_ = job.buffer.empty() ? job.client : nullptr;
+bool Jobs::allocate(Job& job, Arena& arena, std::uint32_t length) noexcept {
+  job.arena = &arena;
+  job.buffer = arena.allocate(length);
+  in_use_ += job.buffer.size();
   job.length = job.buffer.empty() ? 0 : length;
   return !job.buffer.empty();
 }
@@ -211,7 +234,6 @@ void Jobs::on_done(Request& request) {
   Jobs& jobs = *job.jobs;
   --jobs.submitted_;
   if (jobs.left_) {
-    if (!job.buffer.empty()) jobs.volume_.buffers()->free(job.buffer);
     if (jobs.submitted_ == 0) delete &jobs;
     return;
   }
@@ -241,7 +263,6 @@ void Jobs::unlink(Job& job) noexcept {
 }
 
 void Jobs::abandon(const Connection& client) noexcept {
-  if (starving_ == &client) starving_ = nullptr;
   for (Job& job : jobs_) {
     if (job.client != &client || job.state == Job::State::free) continue;
     if (job.state == Job::State::submitted)

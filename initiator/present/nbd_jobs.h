@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "initiator/present/nbd_arena.h"
 #include "initiator/present/nbd_protocol.h"
 #include "initiator/volume.h"
 
@@ -33,7 +34,8 @@ struct Job {
   std::uint32_t error = 0;        ///< as NBD has it
   std::uint32_t length = 0;       ///< of the data; 0: none
   Connection* client = nullptr;   ///< null: it has gone, nobody is told
-  std::span<std::byte> buffer{};  ///< of the volume's pool
+  Arena* arena = nullptr;         ///< its connection's
+  std::span<std::byte> buffer{};  ///< of the arena
   std::array<std::byte, Reply::kSize> header{};
   iovec data{};
   BlockRange range{};
@@ -54,9 +56,10 @@ struct Job {
 class Jobs {
  public:
   /// Longest data of one request: what a block of the pool holds.
-  static constexpr std::uint32_t kDataMax = transport::BufferPool::kBlockMax;
+  static constexpr std::uint32_t kDataMax = Arena::kBlock;
 
-  [[nodiscard]] static std::unique_ptr<Jobs> create(Volume& volume, std::uint32_t count, bool read_only);
+  [[nodiscard]] static std::unique_ptr<Jobs> create(Volume& volume, std::uint32_t count, std::uint32_t connections,
+                                                    bool read_only);
   /// Those that are with the volume end there; the memory goes with the last of them.
   static void leave(std::unique_ptr<Jobs> jobs);
   ~Jobs() = default;
@@ -67,13 +70,17 @@ class Jobs {
   [[nodiscard]] std::uint16_t flags() const noexcept;
   [[nodiscard]] Volume& volume() const noexcept { return volume_; }
 
+  /// An arena for a connection, until leave_arena(); what its predecessor left with the volume may still be in it.
+  [[nodiscard]] Arena& enter_arena() noexcept;
+  void leave_arena(const Arena& arena) noexcept;
+
   /// A free one for `client`; null: none is.
   [[nodiscard]] Job* take(Connection& client) noexcept;
   void give_back(Job& job) noexcept;
   /// Fills in what `command` wants. Returns NBD's error if it cannot be done, and 0 if it can.
   [[nodiscard]] std::uint32_t prepare(Job& job, const Command& command) const noexcept;
-  /// False: no memory at the moment, or another connection has waited for some longer.
-  [[nodiscard]] bool allocate(Job& job, std::uint32_t length) noexcept;
+  /// False: no memory at the moment.
+  [[nodiscard]] bool allocate(Job& job, Arena& arena, std::uint32_t length) noexcept;
 
   /// The job's data is there, if it has any. Its client is told by Connection::reply(), from within or later.
   void submit(Job& job);
@@ -84,9 +91,12 @@ class Jobs {
 
   /// Ever, by the volume.
   [[nodiscard]] std::uint64_t begun() const noexcept { return begun_; }
+  /// Of buffers, now.
+  [[nodiscard]] Bytes in_use() const noexcept { return Bytes(in_use_); }
 
  private:
-  Jobs(Volume& volume, std::uint32_t count, bool read_only);
+  Jobs(Volume& volume, std::uint32_t count, std::uint32_t connections, bool read_only);
+  void free_buffer(Job& job) noexcept;
   static void on_done(Request& request);
   [[nodiscard]] std::uint32_t prepare_range(Job& job, const Command& command) const noexcept;
   [[nodiscard]] bool must_wait(const Job& job) const noexcept;
@@ -96,6 +106,11 @@ class Jobs {
 
   Volume& volume_;
   const bool read_only_;
+  struct Place {
+    Arena arena;
+    bool taken = false;
+  };
+  std::vector<Place> places_;
   std::vector<Job> jobs_;
   Job* free_ = nullptr;
   Job* oldest_ = nullptr;  // active
@@ -103,9 +118,9 @@ class Jobs {
   std::size_t waiting_ = 0;
   std::size_t submitted_ = 0;
   std::uint64_t begun_ = 0;
-  bool retry_ = false;                    // something has ended since the last look
-  const Connection* starving_ = nullptr;  // waits for memory: nobody else gets any before
-  bool left_ = false;                     // deletes itself with the last one
+  std::uint64_t in_use_ = 0;
+  bool retry_ = false;  // something has ended since the last look
+  bool left_ = false;   // deletes itself with the last one
 };
 
 }  // namespace rbt::initiator::nbd

@@ -35,11 +35,9 @@ class NbdServer::Implementation final : private transport::Source {
   Implementation(Volume& volume, transport::Reactor& reactor, const NbdServerOptions& options)
       : reactor_(reactor),
         options_(options),
-        jobs_(nbd::Jobs::create(volume, options.requests, options.read_only)),
+        jobs_(nbd::Jobs::create(volume, options.requests, options.connections_max, options.read_only)),
         handshake_timer_(reactor.timers(), [this] { on_handshake_timer(); }),
         log_limit_(kLogInterval) {
-    quota_.jobs = std::max<std::uint32_t>(options.requests / options.connections_max, 1);
-    quota_.bytes = volume.buffers()->size().value() / options.connections_max;
     connections_.reserve(options.connections_max);
   }
 
@@ -65,10 +63,13 @@ class NbdServer::Implementation final : private transport::Source {
   }
 
   Result<void> add(int fd, const nbd::Export* about) {
-    auto connection = std::make_unique<Connection>(fd, *jobs_, quota_, about, reactor_.now());
-    if (connections_.size() == options_.connections_max)
+    if (connections_.size() == options_.connections_max) {
+      ::close(fd);
       return rbt::failure(ErrorKind::resource,
                           fmt::format("the NBD server has {} connections already", options_.connections_max));
+    }
+    auto connection = std::make_unique<Connection>(
+        fd, *jobs_, std::max<std::uint32_t>(options_.requests / options_.connections_max, 1), about, reactor_.now());
     epoll_event event{};
     event.data.ptr = connection.get();
     event.events = connection->watched = EPOLLIN;
@@ -96,7 +97,6 @@ class NbdServer::Implementation final : private transport::Source {
   transport::Reactor& reactor_;
   const NbdServerOptions options_;
   std::unique_ptr<nbd::Jobs> jobs_;
-  nbd::Quota quota_;
   std::vector<std::unique_ptr<Connection>> connections_;
   int epoll_fd_ = -1;
   int listen_fd_ = -1;
@@ -255,6 +255,9 @@ std::uint16_t NbdServer::flags() const noexcept {
 }
 std::uint32_t NbdServer::connections() const noexcept {
   return static_cast<std::uint32_t>(implementation_->connections());
+}
+Bytes NbdServer::buffers_in_use() const noexcept {
+  return implementation_->jobs().in_use();
 }
 std::uint64_t NbdServer::requests_begun() const noexcept {
   return implementation_->jobs().begun();

@@ -26,7 +26,7 @@ struct NbdServerOptions {
 
 /// Serves until it is destroyed, whenever the volume's reactor is turned; the volume's progress() is its owner's business. While
 /// the volume has no path, requests wait. Bytes of data in one request: 2 MiB at most, which clients that ask are told; more is
-/// refused with EINVAL. Each connection has its share of the volume's buffers, and cannot have more. The reactor's thread.
+/// refused with EINVAL. All of the volume's buffers are the server's: each connection has its share, and cannot have more. The reactor's thread.
 /// No allocation per request.
 class NbdServer {
  public:
@@ -48,8 +48,9 @@ class NbdServer {
   /// one that nobody listens on is replaced. Once. Errors: in_use, those of the system.
   [[nodiscard]] Result<void> listen(const std::string& path);
 
-  [[nodiscard]] std::uint16_t flags() const noexcept;           ///< NBD's transmission flags
-  [[nodiscard]] std::uint32_t connections() const noexcept;     ///< that there are
+  [[nodiscard]] std::uint16_t flags() const noexcept;        ///< NBD's transmission flags
+  [[nodiscard]] std::uint32_t connections() const noexcept;  ///< that there are
+  [[nodiscard]] Bytes buffers_in_use() const noexcept;
   [[nodiscard]] std::uint64_t requests_begun() const noexcept;  ///< ever
 
  private:

@@ -84,7 +84,8 @@ class NbdRig {
   void settle() {
     static_cast<void>(volume->run_until([] { return false; }, clock.now() + std::chrono::milliseconds(30)));
   }
-  [[nodiscard]] std::uint64_t free_bytes() const { return volume->buffers()->free_bytes().value(); }
+  [[nodiscard]] std::uint64_t in_use() const { return server->buffers_in_use().value(); }
+  [[nodiscard]] bool pool_is_whole() const { return volume->buffers()->free_bytes() == volume->buffers()->size(); }
 
   static constexpr Duration kPatience = std::chrono::seconds(60);
   SystemClock clock;
