@@ -11,7 +11,7 @@
 
 namespace rbt::initiator::nbd {
 
-/// Pieces of 4 KiB to 2 MiB, powers of two, each aligned to its size, out of blocks of a pool. One thread. Nothing is
+/// Pieces of 4 KiB to 2 MiB, powers of two, each aligned to its size within its block of a pool. One thread. Nothing is
 /// allocated on the heap after construction.
 class Arena {
  public:
