@@ -24,6 +24,7 @@ Result<std::unique_ptr<Acceptor>> Acceptor::listen(Core& core, transport::Fabric
     if (auto opened = reactor->open_fabric(fabric); !opened) return failure(std::move(opened.error()));
   std::unique_ptr<Acceptor> acceptor(new Acceptor(core, fabric, address));
   if (auto opened = acceptor->open(); !opened) return failure(std::move(opened.error()));
+  acceptor->where_ = acceptor->address_;
   return acceptor;
 }
 
@@ -35,16 +36,14 @@ Result<void> Acceptor::open() {
   auto listener = (*group)->group().listen(address_, options, *this);
   if (!listener) return failure(std::move(listener.error()));
   listener_ = std::move(*listener);
-  if (known_as_.empty()) known_as_ = listener_->address();
   // Whoever left the choice to the fabric gets the same again.
   if (auto actual = Uri::parse(listener_->address())) address_ = std::move(*actual);
   return {};
 }
 
 bool Acceptor::listens_at(const Uri& address) const {
-  const auto here = Uri::parse(known_as_);
-  return here && here->scheme == address.scheme && here->host == address.host && here->port == address.port &&
-         here->option("socket") == address.option("socket");
+  return where_.scheme == address.scheme && where_.host == address.host && where_.port == address.port &&
+         where_.option("socket") == address.option("socket");
 }
 
 void Acceptor::close() noexcept {

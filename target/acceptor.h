@@ -17,8 +17,8 @@ class Acceptor final : public transport::ListenerHandler {
  public:
   [[nodiscard]] static Result<std::unique_ptr<Acceptor>> listen(Core& core, transport::Fabric& fabric,
                                                                 const Uri& address);
-  /// The address with the port that was chosen; stays, whatever becomes of the listener. Any thread.
-  [[nodiscard]] const std::string& known_as() const noexcept { return known_as_; }
+  [[nodiscard]] std::string address() const { return listener_->address(); }
+  /// With the port that was chosen; whatever becomes of the listener. Any thread.
   [[nodiscard]] bool listens_at(const Uri& address) const;
   [[nodiscard]] Port& port() noexcept { return port_; }
   /// Hears nobody any more.
@@ -37,7 +37,7 @@ class Acceptor final : public transport::ListenerHandler {
   Core& core_;
   transport::Fabric& fabric_;
   Uri address_;
-  std::string known_as_;
+  Uri where_;  // as address_ was when it first listened
   Port port_;
   std::unique_ptr<transport::Listener> listener_;
   transport::Timer again_;

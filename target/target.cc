@@ -162,7 +162,7 @@ Result<std::string> Target::listen(transport::Fabric& fabric, const Uri& address
     return failure(ErrorKind::in_use, fmt::format("{}: listeners are added before the target starts", where()));
   auto acceptor = Acceptor::listen(impl_->core, fabric, address);
   if (!acceptor) return failure(std::move(acceptor.error()).within(where()));
-  std::string actual = (*acceptor)->known_as();
+  std::string actual = (*acceptor)->address();
   auto uri = Uri::parse(actual);
   impl_->core.addresses.push_back({std::string(fabric.name()), uri ? std::move(*uri) : address});
   impl_->acceptors.push_back(std::move(*acceptor));
