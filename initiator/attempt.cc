@@ -143,7 +143,8 @@ Result<void> Volume::Implementation::fence(const std::optional<nvme::RecoveryInf
           ErrorKind::in_use,
           "the old association had no keep-alive that would end it, and this target cannot: only the one "
           "that had it can be used, or a successor of it at the same address");
-    if (now() < until)
+    silence_awaited_ = now() < until;
+    if (silence_awaited_)
       return rbt::failure(ErrorKind::in_use,
                           fmt::format("the old association may last for another {}, as its keep-alive has it",
                                       format_duration(until - now())));

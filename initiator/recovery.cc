@@ -50,7 +50,7 @@ Result<void> Volume::Implementation::open() {
   while (true) {
     auto connected = try_every_path();
     if (connected) break;
-    const bool silence_helps = old_ && old_->silent != Instant::max() && now() < old_->silent;
+    const bool silence_helps = old_ && silence_awaited_ && now() < old_->silent;
     if (fatal_ || (now() >= until && !silence_helps)) return connected;
     try_again_later();
     if (!wait_until(now() >= until ? std::max(next_attempt_, old_->silent) : next_attempt_)) return stopped();
@@ -64,6 +64,7 @@ Result<void> Volume::Implementation::open() {
 Result<void> Volume::Implementation::try_every_path() {
   std::optional<Error> worst;
   bool fatal = false;
+  silence_awaited_ = false;
   for (begin_round(); untried_ != 0; next_in_round()) {
     auto connected = connect();
     if (connected) return {};

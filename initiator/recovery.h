@@ -154,7 +154,8 @@ class Volume::Implementation {
 
   VolumeState state_ = VolumeState::reconnecting;
   std::optional<Error> failure_;
-  bool fatal_ = false;  // what connect() has found will not change
+  bool fatal_ = false;            // what connect() has found will not change
+  bool silence_awaited_ = false;  // some path works, but for the old association, which only its keep-alive ends
   bool opened_ = false;
   std::size_t uri_ = 0;  // the path that is, or will be tried next
   // Every URI is tried once per round; first for an optimized one, then for any.

@@ -412,3 +412,14 @@ TEST_CASE("Patience ends") {
   CHECK(heirs.now() - began >= 5s);
   CHECK(heirs.now() - began < 10s);
 }
+
+TEST_CASE("A target that is away is not waited for until the predecessor's keep-alive has passed") {
+  Heirs heirs;
+  heirs.options.session.keep_alive = 60s;
+  heirs.open();
+  heirs.kill_process();
+  heirs.network.faults().partition("host", "target");
+  const Instant began = heirs.now();
+  CHECK_FALSE(heirs.try_open());
+  CHECK(heirs.now() - began < 60s);
+}
