@@ -6,43 +6,58 @@
 
 namespace rbt::initiator {
 
-Result<std::unique_ptr<Lane>> Lane::open(Session& session, const Clock& clock, Logger& logger,
-                                         const QueuePairOptions& options) {
-  auto reactor = transport::Reactor::create(clock, logger);
+Result<std::unique_ptr<Lane>> Lane::open(const Environment& environment, const Uri& uri, const VolumeOptions& options) {
+  auto reactor = transport::Reactor::create(environment.clock, environment.logger);
   if (!reactor) return rbt::failure(std::move(reactor.error()));
-  std::unique_ptr<Lane> lane(new Lane(std::move(*reactor)));
-  auto queue = session.open_queue_pair(*lane->reactor_, options);
-  if (!queue) return rbt::failure(std::move(queue.error()));
-  lane->queue_ = std::move(*queue);
+  std::unique_ptr<Lane> lane(new Lane(std::move(*reactor), environment.random.fork()));
+  auto volume =
+      Volume::open({environment.fabric, environment.clock, environment.logger, lane->random_, environment.monitor},
+                   {&uri, 1}, *lane->reactor_, options);
+  if (!volume) return rbt::failure(std::move(volume.error()));
+  lane->volume_ = std::move(*volume);
   lane->reactor_->add(*lane);
   return lane;
 }
 
 Lane::~Lane() {
-  if (thread_.joinable()) {
-    reactor_->stop();
-    thread_.join();
-  }
-  check(first_ == nullptr && arrived_.load(std::memory_order_relaxed) == nullptr,
-        "nobody waits for a job when its lane is destroyed");
+  close();
   reactor_->remove(*this);
 }
 
 void Lane::start() {
-  thread_ = std::thread([this] { reactor_->run(); });
+  thread_ = std::thread([this] { run(); });
 }
 
-void Lane::submit(Job& job) noexcept {
+void Lane::give_up_when_lost() {
+  End no = End::no;
+  if (end_.compare_exchange_strong(no, End::when_lost, std::memory_order_acq_rel)) interrupt();
+}
+
+void Lane::close() {
+  if (!thread_.joinable()) return;
+  end_.store(End::now, std::memory_order_release);
+  interrupt();
+  thread_.join();
+}
+
+// An attempt to connect that is under way turns the reactor, for seconds: it is told to stop.
+void Lane::interrupt() {
+  reactor_->post([this] {
+    const VolumeState state = volume_->state();
+    if (state == VolumeState::lost || state == VolumeState::reconnecting || state == VolumeState::fenced)
+      reactor_->stop();
+  });
+}
+
+void Lane::submit(Job& job) {
   job.request.context = &job;
-  job.request.done = [](Request& request) {
-    Job& mine = *static_cast<Job*>(request.context);
-    mine.lane->finish(mine);
-  };
+  job.request.done = [](Request& request) { finish(*static_cast<Job*>(request.context)); };
   job.done_.store(0, std::memory_order_relaxed);
   Job* first = arrived_.load(std::memory_order_relaxed);
-  do
+  do {
+    if (first == gone()) return refuse(job);
     job.next_ = first;
-  while (!arrived_.compare_exchange_weak(first, &job, std::memory_order_seq_cst, std::memory_order_relaxed));
+  } while (!arrived_.compare_exchange_weak(first, &job, std::memory_order_seq_cst, std::memory_order_relaxed));
   if (sleeping_.load(std::memory_order_seq_cst)) reactor_->wake();
 }
 
@@ -52,65 +67,63 @@ void Lane::wait(Job& job) noexcept {
 
 // ---- the lane's thread
 
-std::size_t Lane::poll() {
-  if (arrived_.load(std::memory_order_relaxed) != nullptr) collect();
-  std::size_t submitted = 0;
-  while (first_ != nullptr && submit_first())
-    ++submitted;
-  return submitted;
+void Lane::run() {
+  const std::function<bool()> look = [this] { return over() || volume_->progress_due(); };
+  while (reactor_->run_until(look, Instant::max()) && !over())
+    volume_->progress();
+  volume_->close();
+  for (Job* job = in_order(arrived_.exchange(gone(), std::memory_order_acq_rel)); job != nullptr;) {
+    Job* const next = job->next_;
+    refuse(*job);
+    job = next;
+  }
 }
 
-// A lane whose queue pair is full may sleep: a completion wakes it.
+bool Lane::over() const noexcept {
+  switch (end_.load(std::memory_order_acquire)) {
+    case End::no: return false;
+    case End::when_lost: return volume_->state() != VolumeState::live;
+    case End::now: return true;
+  }
+  return true;
+}
+
+// What has arrived goes to the volume in the order of its coming. A request may be done, and another's, as soon as it is there.
+std::size_t Lane::poll() {
+  if (arrived_.load(std::memory_order_relaxed) == nullptr) return 0;
+  std::size_t count = 0;
+  for (Job* job = in_order(arrived_.exchange(nullptr, std::memory_order_acquire)); job != nullptr; ++count) {
+    Job& mine = *std::exchange(job, job->next_);
+    switch (volume_->submit(mine.request)) {
+      case Submitted::accepted: break;
+      case Submitted::refused: finish(mine); break;
+      case Submitted::dead: refuse(mine); break;
+      case Submitted::full: check(false, "there are no more jobs than the volume takes requests"); break;
+    }
+  }
+  return count;
+}
+
 bool Lane::arm() {
   sleeping_.store(true, std::memory_order_seq_cst);
   return arrived_.load(std::memory_order_seq_cst) == nullptr;
 }
 
-// What has arrived goes behind what waits, in the order of its coming.
-void Lane::collect() noexcept {
-  Job* newest = arrived_.exchange(nullptr, std::memory_order_acquire);
-  Job* const last = newest;
-  Job* in_order = nullptr;
-  while (newest != nullptr) {
-    Job* const older = newest->next_;
-    newest->next_ = in_order;
-    in_order = newest;
-    newest = older;
-  }
-  if (in_order == nullptr) return;
-  (first_ == nullptr ? first_ : last_->next_) = in_order;
-  last_ = last;
+Job* Lane::in_order(Job* newest) noexcept {
+  Job* oldest = nullptr;
+  while (newest != nullptr)
+    newest = std::exchange(newest->next_, std::exchange(oldest, newest));
+  return oldest;
 }
 
-// False: the queue pair is full, the job stays the first.
-bool Lane::submit_first() {
-  Job& job = *first_;
-  Job* const next = job.next_;  // the job may be done, and another's, before this returns
-  switch (queue_->submit(job.request)) {
-    case Submitted::accepted: break;
-    case Submitted::full: return false;
-    case Submitted::refused: finish(job); break;
-    case Submitted::dead:
-      job.request.outcome = Outcome::disconnected;
-      finish(job);
-      break;
-  }
-  first_ = next;
-  return true;
+void Lane::refuse(Job& job) {
+  job.request.outcome = Outcome::disconnected;
+  finish(job);
 }
 
 void Lane::finish(Job& job) {
-  if (const Error* const why = queue_->failure(); why != nullptr && job.request.outcome != Outcome::success) {
-    const std::lock_guard lock(failure_mutex_);
-    if (!failure_) failure_ = *why;
-  }
   job.done_.store(1, std::memory_order_release);
   job.done_.notify_one();
-}
-
-std::optional<Error> Lane::failure() const {
-  const std::lock_guard lock(failure_mutex_);
-  return failure_;
 }
 
 }  // namespace rbt::initiator

@@ -1,28 +1,22 @@
 #pragma once
-// One queue pair with a thread of its own, and the way in for other threads: a job is handed over without a lock and
-// without an allocation, and whoever hands it over sleeps until it is done.
+// A volume with a thread of its own, and the way in for other threads: a job is handed over without a lock and without an
+// allocation, and whoever hands it over sleeps until it is done.
 
 #include <sys/uio.h>
 
 #include <atomic>
 #include <memory>
-#include <mutex>
-#include <optional>
 #include <span>
 #include <thread>
 
-#include "common/log.h"
-#include "initiator/initiator.h"
+#include "common/random.h"
+#include "initiator/volume.h"
 
 namespace rbt::initiator {
 
-class Lane;
-
-/// A request and the registered memory for its data. One thread's from before Lane::submit() to after Lane::wait(), the
-/// lane's between.
+/// A request and the memory for its data. One thread's from before Lane::submit() to after Lane::wait(), the lane's between.
 struct Job {
-  Lane* lane = nullptr;         ///< whose memory `buffer` is
-  std::span<std::byte> buffer;  ///< of the queue pair: moved without another copy
+  std::span<std::byte> buffer;  ///< of the volume's: moved without another copy
   Request request;              ///< to be filled in, but for `done` and `context`
   iovec data{};                 ///< for request.data to point to
   BlockRange range;             ///< for request.ranges to point to
@@ -33,48 +27,59 @@ struct Job {
   std::atomic<int> done_{0};  // an int is what futexes wait for; released by the lane, acquired by wait()
 };
 
-/// The thread that opens it owns everything but submit() and wait(); reactor and queue pair are its own thread's from
-/// start() to the destructor.
+/// The thread that opens it owns everything but submit(), wait() and give_up_when_lost(); reactor and volume are its own
+/// thread's from start() to close().
 class Lane final : private transport::Source {
  public:
-  [[nodiscard]] static Result<std::unique_ptr<Lane>> open(Session& session, const Clock& clock, Logger& logger,
-                                                          const QueuePairOptions& options);
-  /// Ends the thread and closes the queue pair. No job is with the lane, and its jobs' buffers are not used any more.
+  /// VolumeOptions::requests says how many jobs there may be at a time. Errors: what Volume::open() says.
+  [[nodiscard]] static Result<std::unique_ptr<Lane>> open(const Environment& environment, const Uri& uri,
+                                                          const VolumeOptions& options);
+  /// close().
   ~Lane() override;
   Lane(const Lane&) = delete;
   Lane& operator=(const Lane&) = delete;
 
-  /// Before start(): memory for a job, for the life of the lane; empty when QueuePairOptions::buffers is used up.
-  [[nodiscard]] std::span<std::byte> buffer(std::size_t size) { return queue_->buffers()->allocate(size); }
+  /// Before start() and after close(); on the lane's thread, from within the volume's callbacks.
+  [[nodiscard]] Volume& volume() noexcept { return *volume_; }
   void start();
 
   /// Any thread.
-  void submit(Job& job) noexcept;
-  /// The thread that submitted it: sleeps until it is done. The queue pair ends every command in its time.
+  void submit(Job& job);
+  /// The thread that submitted it: sleeps until it is done, for as long as the volume waits for a path.
   static void wait(Job& job) noexcept;
 
-  /// Any thread: why the queue pair ended; nothing until a job has found that out.
-  [[nodiscard]] std::optional<Error> failure() const;
+  /// Any thread, also while another is in close(): from now on nobody waits for a path. When it is lost, or is already, the
+  /// volume is closed.
+  void give_up_when_lost();
+  /// Closes the volume and ends the thread. Jobs that are with it end as `aborted`, later ones as `disconnected`.
+  void close();
 
  private:
-  explicit Lane(std::unique_ptr<transport::Reactor> reactor) noexcept : reactor_(std::move(reactor)) {}
+  enum class End : std::uint8_t { no, when_lost, now };
+
+  Lane(std::unique_ptr<transport::Reactor> reactor, Random random) noexcept
+      : reactor_(std::move(reactor)), random_(random) {}
   std::size_t poll() override;
   [[nodiscard]] bool arm() override;
   void disarm() override { sleeping_.store(false, std::memory_order_relaxed); }
-  void collect() noexcept;
-  [[nodiscard]] bool submit_first();
-  void finish(Job& job);
+  void run();
+  void interrupt();
+  [[nodiscard]] bool over() const noexcept;
+  [[nodiscard]] static Job* in_order(Job* newest) noexcept;
+  static void finish(Job& job);
+  static void refuse(Job& job);
+  [[nodiscard]] Job* gone() noexcept { return &gone_; }
 
   std::unique_ptr<transport::Reactor> reactor_;
-  std::unique_ptr<QueuePair> queue_;
-  Job* first_ = nullptr;  // collected, not submitted yet: the queue pair was full
-  Job* last_ = nullptr;
+  Random random_;  // the volume's, for the environment's is another thread's
+  std::unique_ptr<Volume> volume_;
   std::thread thread_;
-  std::atomic<Job*> arrived_{nullptr};  // a stack: released by submit(), acquired by collect()
+  std::atomic<End> end_{End::no};  // released by who sets it, acquired by the lane's thread
+  // A stack: released by submit(), acquired by the lane's thread; gone(): nobody is there any more.
+  std::atomic<Job*> arrived_{nullptr};
+  Job gone_;
   // submit() looks at it after its push, arm() looks at the stack after setting it (both seq_cst): one sees the other.
   std::atomic<bool> sleeping_{false};
-  mutable std::mutex failure_mutex_;
-  std::optional<Error> failure_;  // guarded by failure_mutex_
 };
 
 }  // namespace rbt::initiator

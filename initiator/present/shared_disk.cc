@@ -26,74 +26,49 @@ Result<std::unique_ptr<SharedDisk>> SharedDisk::connect(const Environment& envir
     return rbt::failure(ErrorKind::invalid_argument,
                         fmt::format("{} requests in flight: 1 to {} are allowed", options.requests, kRequestsMax));
   std::unique_ptr<SharedDisk> disk(new SharedDisk);
-  options.session.on_event = [&changed = disk->changed_](const nvme::AsyncEvent&) {
-    changed.store(true, std::memory_order_release);
+  VolumeOptions volume = options.volume;
+  volume.requests = options.requests;
+  // All data lies in the jobs' buffers: bounce memory is for the ranges of discards only.
+  volume.queue = {.depth = options.requests, .buffers = Bytes(options.requests * kPiece), .bounce = Bytes(2 * kMiB)};
+  volume.on_state = [&mine = *disk, theirs = std::move(options.volume.on_state)](VolumeState state, const Error* why) {
+    mine.follow(state, why);
+    if (theirs) theirs(state, why);
   };
-  auto session = Session::connect(environment, uri, options.session);
-  if (!session) return rbt::failure(std::move(session.error()));
-  disk->session_ = std::move(*session);
-  auto space = disk->session_->find(uri.nsid);
-  if (!space) return rbt::failure(std::move(space.error()));
-  disk->space_.store(&disk->looks_.emplace_back(**space), std::memory_order_release);
-  auto opened = disk->open_lanes(environment, options);
-  if (!opened) return rbt::failure(std::move(opened.error()));
+  volume.on_change = [&mine = *disk, theirs = std::move(options.volume.on_change)](DiskChange change) {
+    mine.look();
+    if (theirs) theirs(change);
+  };
+  auto lane = Lane::open(environment, uri, volume);
+  if (!lane) return rbt::failure(std::move(lane.error()));
+  disk->lane_ = std::move(*lane);
+  disk->look();
+  for (Job& job : std::span(disk->jobs_).first(options.requests))
+    job.buffer = disk->lane_->volume().buffers()->allocate(kPiece);
+  disk->free_.store(~std::uint64_t{0} >> (kRequestsMax - options.requests), std::memory_order_release);
+  disk->lane_->start();
   return disk;
 }
 
-// Jobs go round the lanes, so that neighbours in the free word are on different ones.
-Result<void> SharedDisk::open_lanes(const Environment& environment, const SharedDiskOptions& options) {
-  const std::uint32_t lanes = std::clamp<std::uint32_t>(session_->io_queues(), 1, options.requests);
-  const std::uint32_t each = (options.requests + lanes - 1) / lanes;
-  const std::size_t piece = std::min<std::uint64_t>(kPiece, space().transfer_max.value());
-  for (std::uint32_t i = 0; i < lanes; ++i) {
-    // All data lies in the jobs' buffers: bounce memory is for the ranges of discards only.
-    auto lane = Lane::open(*session_, environment.clock, environment.logger,
-                           {.depth = each, .buffers = Bytes(each * std::bit_ceil(piece)), .bounce = Bytes(2 * kMiB)});
-    if (!lane) return rbt::failure(std::move(lane.error()));
-    lanes_.push_back(std::move(*lane));
-  }
-  for (std::uint32_t i = 0; i < options.requests; ++i) {
-    Lane& lane = *lanes_[i % lanes];
-    jobs_[i].lane = &lane;
-    jobs_[i].buffer = lane.buffer(piece).first(piece);
-  }
-  for (const auto& lane : lanes_)
-    lane->start();
-  free_.store(options.requests == kRequestsMax ? ~std::uint64_t{0} : (std::uint64_t{1} << options.requests) - 1,
-              std::memory_order_release);
-  return {};
+SharedDisk::~SharedDisk() = default;
+
+void SharedDisk::follow(VolumeState state, const Error* why) {
+  if (state != VolumeState::failed) return;
+  const std::lock_guard lock(failure_mutex_);
+  failure_ = *why;
 }
 
-SharedDisk::~SharedDisk() {
-  lanes_.clear();
-  if (session_) session_->close();
-}
-
-Result<void> SharedDisk::look_again() {
-  const std::lock_guard lock(look_mutex_);
-  changed_.store(false, std::memory_order_release);  // before looking: a change after it sets it again
-  auto all = session_->rescan();
-  if (!all) return rbt::failure(std::move(all.error()));
-  const Namespace& before = space();
-  const auto now =
-      std::find_if(all->begin(), all->end(), [&](const Namespace& each) { return each.nsid == before.nsid; });
-  if (now == all->end())
-    return rbt::failure(ErrorKind::not_found,
-                        fmt::format("{}: namespace {} has gone", session_->uri().to_string(), before.nsid.value()));
-  if (!same_disk(before, *now))
-    return rbt::failure(ErrorKind::mismatch, fmt::format("{}: namespace {} is another disk now",
-                                                         session_->uri().to_string(), before.nsid.value()));
-  space_.store(&looks_.emplace_back(*now), std::memory_order_release);
-  return {};
+void SharedDisk::look() {
+  space_.store(&looks_.emplace_back(lane_->volume().disk()), std::memory_order_release);
 }
 
 std::optional<Error> SharedDisk::failure() const {
-  if (session_->state() != SessionState::live) {
-    if (auto why = session_->failure()) return why;
-  }
-  for (const auto& lane : lanes_)
-    if (auto why = lane->failure()) return why;
-  return std::nullopt;
+  const std::lock_guard lock(failure_mutex_);
+  return failure_;
+}
+
+Remains SharedDisk::remains() const {
+  const Volume& volume = lane_->volume();
+  return {.succession = volume.succession(), .unflushed = volume.statistics().unflushed != 0};
 }
 
 // ---- jobs
@@ -119,8 +94,7 @@ void SharedDisk::give_back(Job& job) noexcept {
 }
 
 Ending SharedDisk::carry_out(Job& job) {
-  job.request.target = &space();
-  job.lane->submit(job);
+  lane_->submit(job);
   Lane::wait(job);
   const Ending ending{job.request.outcome, job.request.status};
   give_back(job);
@@ -136,23 +110,21 @@ bool SharedDisk::aligned(Bytes offset, Bytes length) const noexcept {
 
 void SharedDisk::start_piece(Job& job, const Transfer& transfer, std::uint64_t at, std::size_t size) {
   if (transfer.operation == Operation::write) std::memcpy(job.buffer.data(), transfer.data + at, size);
-  const Namespace& target = space();
+  const BlockShift shift = space().block_shift;
   Request& request = job.request;
   job.data = {job.buffer.data(), size};
   request.operation = transfer.operation;
-  request.target = &target;
-  request.range = {Lba((transfer.offset + at) >> target.block_shift.value()), target.block_shift.blocks(Bytes(size))};
+  request.range = {Lba((transfer.offset + at) >> shift.value()), shift.blocks(Bytes(size))};
   request.data = {&job.data, 1};
   request.fua = transfer.fua;
-  job.lane->submit(job);
+  lane_->submit(job);
 }
 
 Ending SharedDisk::finish_piece(Job& job, const Transfer& transfer) {
   Lane::wait(job);
   const Ending ending{job.request.outcome, job.request.status};
   if (ending.ok() && transfer.operation == Operation::read) {
-    const std::uint64_t at =
-        (job.request.range.first.value() << job.request.target->block_shift.value()) - transfer.offset;
+    const std::uint64_t at = (job.request.range.first.value() << space().block_shift.value()) - transfer.offset;
     std::memcpy(transfer.data + at, job.buffer.data(), job.data.iov_len);
   }
   give_back(job);
@@ -232,11 +204,6 @@ Ending SharedDisk::write_zeroes(Bytes offset, Bytes length, nvme::Deallocate dea
 
 std::string describe(const Ending& ending) {
   return ending.outcome == Outcome::failed ? nvme::describe(ending.status) : std::string(name(ending.outcome));
-}
-
-bool same_disk(const Namespace& one, const Namespace& other) noexcept {
-  return one.uuid == other.uuid && one.nguid == other.nguid && one.eui64 == other.eui64 &&
-         one.block_shift.value() == other.block_shift.value();
 }
 
 }  // namespace rbt::initiator

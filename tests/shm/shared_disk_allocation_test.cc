@@ -49,10 +49,10 @@ TEST_CASE("In steady state requests of several threads allocate nothing, on neit
   REQUIRE(target->add_namespace(nqn, std::move(store.value())));
   REQUIRE(target->listen(*server, Uri::parse("nvme+shm://?socket=" + socket).value()));
   REQUIRE(target->start());
-  const auto disk = std::move(initiator::SharedDisk::connect(
-                                  {*client, clock, null_logger(), random},
-                                  Uri::parse("nvme+shm:///" + nqn.text() + "/1?queues=2&socket=" + socket).value(), {})
-                                  .value());
+  const auto disk = std::move(
+      initiator::SharedDisk::connect({*client, clock, null_logger(), random},
+                                     Uri::parse("nvme+shm:///" + nqn.text() + "/1?socket=" + socket).value(), {})
+          .value());
 
   // The threads warm up, wait for each other, are measured, and wait again: making them allocates, running them must not.
   std::barrier both(kThreads + 1);

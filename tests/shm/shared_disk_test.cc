@@ -1,4 +1,4 @@
-// The core of the presenters whose requests come on threads of others: many threads, one session, over shared memory.
+// The core of the presenters whose requests come on threads of others: many threads, one volume, over shared memory.
 #include <algorithm>
 #include <atomic>
 #include <catch2/catch.hpp>
@@ -25,46 +25,29 @@ using initiator::Operation;
 using initiator::Outcome;
 using initiator::SharedDisk;
 using initiator::SharedDiskOptions;
+using initiator::VolumeState;
 using nvme::ForceUnitAccess;
 
 namespace {
 
 constexpr Duration kPatience = 60s;  // for what must come, however busy the machine
 
-/// A target on a thread of its own, whose store stands behind a gate that is open unless a test closes it.
+/// A target on a thread of its own, whose store stands behind a gate that is open unless a test closes it. The store keeps its
+/// identity when it is opened anew, and nothing else.
 class Served {
  public:
-  explicit Served(const std::string& spec = "ram:size=16MiB") {
+  explicit Served(std::string spec = "ram:size=16MiB") : spec_(std::move(spec)) {
     server_ = std::move(transport::shm::Fabric::open({}, random_).value());
     client_ = std::move(transport::shm::Fabric::open({}, random_).value());
-    uri = Uri::parse("nvme+shm:///nqn.2024-01.io.example:shared/1?queues=2&socket=" + scratch_.path("socket")).value();
+    uri = Uri::parse("nvme+shm:///nqn.2024-01.io.example:shared/1?socket=" + scratch_.path("socket")).value();
     reactor_ = std::move(transport::Reactor::create(clock_, null_logger()).value());
-    target_ =
-        std::move(target::Target::open(
-                      {.clock = clock_, .logger = null_logger(), .random = random_, .given_reactors = {reactor_.get()}})
-                      .value());
-    REQUIRE(target_->add_subsystem(*uri.nqn, {.allow_any_host = true}));
     gate_.open = true;
     hand.write_cache = true;
-    auto store = target::make_store(spec, {.clock = clock_, .random = random_, .logger = null_logger()});
-    if (!store) FAIL(store.error().message());
-    REQUIRE(target_->add_namespace(*uri.nqn, make_changing_store(make_gated_store(std::move(*store), gate_), hand)));
-    Uri listen = uri;
-    listen.nqn.reset();
-    listen.nsid.reset();
-    listen.options.erase("queues");
-    REQUIRE(target_->listen(*server_, listen));
-    REQUIRE(target_->start());
+    open_target();
     thread_ = std::thread([this] { reactor_->run(); });
   }
   ~Served() {
-    open_gate();
-    cut();
-    const Instant patience = clock_.now() + kPatience;
-    bool drained = false;
-    while (!drained && clock_.now() < patience)
-      there([&] { drained = target_->drained(); });
-    CHECK(drained);
+    end();
     reactor_->stop();
     thread_.join();
   }
@@ -101,17 +84,47 @@ class Served {
       there([&] { now = gate_.waiting(); });
     return now == wanted;
   }
-  void remove() {
-    there([this] { REQUIRE(target_->remove_namespace(*uri.nqn, Nsid(1), {})); });
-  }
-  /// The target closes every connection, at once, with the store still at it.
+  /// The target closes every connection, at once, with the store still at it; nobody is let in any more.
   void cut() {
     there([this] { target_->stop(); });
+  }
+  /// The target is gone, and what it had not been asked to make durable as well.
+  void end() {
+    if (!target_) return;
+    open_gate();
+    cut();
+    const Instant patience = clock_.now() + kPatience;
+    bool drained = false;
+    while (!drained && clock_.now() < patience)
+      there([&] { drained = target_->drained(); });
+    CHECK(drained);
+    there([this] { target_.reset(); });
+  }
+  void begin_again() {
+    there([this] { open_target(); });
   }
   Uri uri;
   StoreHand hand;  ///< on the target's thread
 
  private:
+  void open_target() {
+    target_ =
+        std::move(target::Target::open(
+                      {.clock = clock_, .logger = null_logger(), .random = random_, .given_reactors = {reactor_.get()}})
+                      .value());
+    REQUIRE(target_->add_subsystem(*uri.nqn, {.allow_any_host = true}));
+    auto store = target::make_store(spec_, {.clock = clock_, .random = random_, .logger = null_logger()});
+    if (!store) FAIL(store.error().message());
+    if (!hand.identity) hand.identity = (*store)->identity();
+    REQUIRE(target_->add_namespace(*uri.nqn, make_changing_store(make_gated_store(std::move(*store), gate_), hand)));
+    Uri listen = uri;
+    listen.nqn.reset();
+    listen.nsid.reset();
+    REQUIRE(target_->listen(*server_, listen));
+    REQUIRE(target_->start());
+  }
+
+  std::string spec_;
   ScratchDirectory scratch_;
   SystemClock clock_;
   Random random_{1};
@@ -140,12 +153,39 @@ bool is(const Ending& ending, Outcome outcome) {
   return ending.outcome == outcome;
 }
 
+bool eventually(const std::function<bool()>& what) {
+  const Instant end = SystemClock().now() + kPatience;
+  while (!what()) {
+    if (SystemClock().now() >= end) return false;
+    std::this_thread::sleep_for(1ms);
+  }
+  return true;
+}
+
+/// Fails as soon as its path is lost.
+SharedDiskOptions failing() {
+  SharedDiskOptions options;
+  options.volume.on_loss = Duration::zero();
+  return options;
+}
+
+/// Counts how often the path was lost.
+struct Losses {
+  std::atomic<int> count{0};
+  [[nodiscard]] SharedDiskOptions options() {
+    SharedDiskOptions options;
+    options.volume.on_state = [this](VolumeState state, const Error*) {
+      if (state == VolumeState::lost) ++count;
+    };
+    return options;
+  }
+};
+
 }  // namespace
 
 TEST_CASE("Every thread reads what it wrote, at any size and with more threads than there are jobs") {
   Served served;
   const auto disk = served.connect({.requests = GENERATE(3u, 64u)});
-  REQUIRE(disk->lanes() == 2);
   CHECK(all_of_them(8, [&](int i) {
     Random random(static_cast<std::uint64_t>(i) + 1);
     constexpr std::uint64_t kShare = 2 * kMiB;
@@ -225,9 +265,40 @@ TEST_CASE("A discard forgets whole blocks within its range only; zeroing zeroes 
   CHECK(zeroes() == 1536);
 }
 
-TEST_CASE("Every request ends when the target ends, and the disk says why from then on") {
+TEST_CASE("Requests wait for a target that has ended, and it finds what the one before had not been asked to flush") {
   Served served;
-  const auto disk = served.connect();
+  Losses losses;
+  const auto disk = served.connect(losses.options());
+  constexpr std::uint64_t kShare = 512 * kKiB;
+  std::atomic<int> writing{0};
+  auto writers = std::async(std::launch::async, [&] {
+    return all_of_them(8, [&](int i) {
+      Random random(static_cast<std::uint64_t>(i) + 1);
+      std::vector<std::byte> data(kShare);
+      random.fill(data);
+      const std::uint64_t share = static_cast<std::uint64_t>(i) * kShare;
+      for (std::uint64_t at = 0; at < kShare; at += 8 * kKiB, ++writing)
+        if (!disk->write(std::span(data).subspan(at, 8 * kKiB), Bytes(share + at), ForceUnitAccess::no).ok())
+          return false;
+      std::vector<std::byte> now(kShare);
+      return disk->read(now, Bytes(share)).ok() && now == data;
+    });
+  });
+  for (int round = 1; round <= 2; ++round) {
+    CHECK(eventually([&] { return writing >= round * 150; }));
+    served.end();
+    CHECK(eventually([&] { return losses.count == round; }));
+    served.begin_again();
+  }
+  CHECK(writers.get());
+  CHECK(losses.count == 2);
+  CHECK_FALSE(disk->failure());
+}
+
+TEST_CASE(
+    "A disk that is to fail at once does so when the target ends, with every request, and says why from then on") {
+  Served served;
+  const auto disk = served.connect(failing());
   served.close_gate();
   std::atomic<int> refused{0};
   auto threads = std::async(std::launch::async, [&] {
@@ -249,19 +320,83 @@ TEST_CASE("Every request ends when the target ends, and the disk says why from t
   CHECK_THAT(disk->failure()->message(), Contains("nvme+shm"));
 }
 
-TEST_CASE("A target that does not answer costs the disk, not the callers") {
+TEST_CASE("Who waits for a lost target is let go when the disk gives up, is closed, or has given up before the loss") {
   Served served;
-  SharedDiskOptions options;
-  options.session.command_timeout = 300ms;
+  Losses losses;
+  const auto disk = served.connect(losses.options());
+  const int when = GENERATE(0, 1, 2);
+  CAPTURE(when);
+  if (when == 2) disk->give_up_when_lost();
+  std::vector<std::byte> block(512);
+  REQUIRE(disk->read(block, Bytes(0)).ok());  // giving up is for later
+  served.close_gate();
+  auto threads = std::async(std::launch::async, [&] {
+    return all_of_them(16, [&](int i) {
+      std::vector<std::byte> data(i % 2 == 0 ? 4096 : 600 * kKiB);
+      return errno_of(Operation::read, disk->read(data, Bytes(0)), false) == EIO;
+    });
+  });
+  CHECK(served.waiting_become(16 / 2 + 16 / 2 * 3));
+  served.cut();
+  CHECK(eventually([&] { return losses.count == 1; }));
+  if (when == 0) disk->give_up_when_lost();
+  if (when == 1) disk->close();
+  CHECK(threads.get());
+  CHECK(is(disk->read(block, Bytes(0)), Outcome::disconnected));
+  CHECK(is(disk->flush(), Outcome::disconnected));
+  CHECK_FALSE(disk->failure());  // it was we who ended it
+}
+
+TEST_CASE("A disk can be closed under its callers while its target lives, and again") {
+  Served served;
+  const auto disk = served.connect();
+  served.close_gate();
+  auto threads = std::async(std::launch::async, [&] {
+    return all_of_them(8, [&](int) {
+      std::vector<std::byte> data(4096);
+      return !disk->read(data, Bytes(0)).ok();
+    });
+  });
+  CHECK(served.waiting_become(8));
+  disk->close();
+  disk->close();
+  CHECK(threads.get());
+}
+
+TEST_CASE("A target that does not answer costs a disk that is to fail, not the callers") {
+  Served served;
+  SharedDiskOptions options = failing();
+  options.volume.session.command_timeout = 300ms;
   const auto disk = served.connect(std::move(options));
   served.close_gate();
   CHECK(all_of_them(4, [&](int) {
     std::vector<std::byte> data(4096);
-    const Ending ending = disk->read(data, Bytes(0));
-    return is(ending, Outcome::timed_out) || is(ending, Outcome::disconnected);
+    return is(disk->read(data, Bytes(0)), Outcome::disconnected);
   }));
   REQUIRE(disk->failure());
   CHECK_THAT(disk->failure()->message(), Contains("not answered within 300"));
+}
+
+TEST_CASE("The successor of a failed disk goes on if nothing can be lost, and is refused if something may be") {
+  Served served;
+  auto disk = served.connect(failing());
+  const bool flushed = GENERATE(false, true);
+  CAPTURE(flushed);
+  const std::vector<std::byte> data(4096);
+  REQUIRE(disk->write(data, Bytes(0), ForceUnitAccess::no).ok());
+  if (flushed) REQUIRE(disk->flush().ok());
+  served.end();
+  CHECK(eventually([&] { return disk->failure().has_value(); }));
+  disk->close();
+  const initiator::Remains remains = disk->remains();
+  CHECK(remains.unflushed == !flushed);
+  served.begin_again();
+  SharedDiskOptions options;
+  options.volume.predecessor = remains.succession;
+  if (!remains.unflushed) options.volume.predecessor->memory = initiator::MemoryKind::off;
+  auto next = served.try_connect(options);
+  REQUIRE(next.has_value() == flushed);
+  if (next) CHECK((*next)->write(data, Bytes(0), ForceUnitAccess::no).ok());
 }
 
 TEST_CASE("FUA arrives at the store, and only where it was asked for") {
@@ -279,27 +414,21 @@ TEST_CASE("FUA arrives at the store, and only where it was asked for") {
   CHECK(durability() == target::Durability::cached);
 }
 
-TEST_CASE("A namespace that has grown is seen when somebody looks again, and one that has gone is said to have") {
+TEST_CASE("A namespace that grows or shrinks is as large for the disk") {
   Served served;
-  served.there([&] { served.hand.blocks = 1000; });
   served.there([&] { served.hand.resize(1000); });
   const auto disk = served.connect();
-  CHECK(disk->space().blocks == Blocks(1000));
+  const initiator::Namespace& before = disk->space();
+  CHECK(before.blocks == Blocks(1000));
   std::vector<std::byte> block(512);
   CHECK(is(disk->read(block, Bytes(512 * 1000)), Outcome::out_of_range));
   served.there([&] { served.hand.resize(2000); });
-  const Instant end = SystemClock().now() + kPatience;
-  while (!disk->changed() && SystemClock().now() < end)
-    std::this_thread::yield();
-  REQUIRE(disk->changed());
-  REQUIRE(disk->look_again());
-  CHECK_FALSE(disk->changed());
-  CHECK(disk->space().blocks == Blocks(2000));
+  CHECK(eventually([&] { return disk->space().blocks == Blocks(2000); }));
   CHECK(disk->read(block, Bytes(512 * 1000)).ok());
-  served.remove();
-  const auto gone = disk->look_again();
-  REQUIRE_FALSE(gone);
-  CHECK_THAT(gone.error().message(), Contains("namespace 1 has gone"));
+  served.there([&] { served.hand.resize(500); });
+  CHECK(eventually([&] { return disk->space().blocks == Blocks(500); }));
+  CHECK(is(disk->read(block, Bytes(512 * 500)), Outcome::out_of_range));
+  CHECK(before.blocks == Blocks(1000));  // who looks at an old one still may
 }
 
 TEST_CASE("What the controller refuses is that request's failure and nobody else's") {
@@ -326,21 +455,6 @@ TEST_CASE("A connection refused says what, where and what now") {
   CHECK_FALSE(served.try_connect({.requests = 0}));
   served.uri.nsid.reset();  // the only one there is
   CHECK(served.connect()->space().nsid == Nsid(1));
-}
-
-TEST_CASE("A namespace is the same disk while its identifiers and block size are") {
-  initiator::Namespace one;
-  initiator::Namespace other;
-  other.blocks = Blocks(5);
-  CHECK(same_disk(one, other));
-  other.nguid[3] = 1;
-  CHECK_FALSE(same_disk(one, other));
-  other = one;
-  other.eui64[7] = 1;
-  CHECK_FALSE(same_disk(one, other));
-  other = one;
-  other.block_shift = *BlockShift::of(4096);
-  CHECK_FALSE(same_disk(one, other));
 }
 
 TEST_CASE("An errno says what the status means to a block device's user") {

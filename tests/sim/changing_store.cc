@@ -54,7 +54,7 @@ class ChangingStore final : public Store {
     return geometry;
   }
   void observe(StoreObserver* observer) noexcept override { hand_.observer = observer; }
-  const Identity& identity() const noexcept override { return inner_->identity(); }
+  const Identity& identity() const noexcept override { return hand_.identity ? *hand_.identity : inner_->identity(); }
   const std::string& spec() const noexcept override { return inner_->spec(); }
   Result<void> prepare(transport::ProtectionDomain& domain, std::uint32_t path_mtu) override {
     if (hand_.prepared++ == hand_.fail_prepare_at)

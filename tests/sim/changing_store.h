@@ -11,8 +11,9 @@ namespace rbt::test {
 
 /// The hand on a store. One thread. Outlives the store.
 struct StoreHand {
-  std::optional<std::uint64_t> blocks = {};    ///< instead of the inner store's; no more than it has
-  std::optional<BlockShift> block_shift = {};  ///< instead of the inner store's
+  std::optional<std::uint64_t> blocks = {};       ///< instead of the inner store's; no more than it has
+  std::optional<BlockShift> block_shift = {};     ///< instead of the inner store's
+  std::optional<target::Identity> identity = {};  ///< instead of the inner store's
   bool write_cache = false;
   std::uint32_t opened = 0, prepared = 0;          ///< calls
   std::optional<std::uint32_t> fail_open_at = {};  ///< the n-th open_queue() fails, from 0 on

@@ -8,10 +8,14 @@
 #include <cerrno>
 #include <cstdio>
 #include <exception>
+#include <list>
 #include <memory>
+#include <mutex>
+#include <optional>
 
+#include "tools/nbdkit-plugin/export.h"
 #include "tools/nbdkit-plugin/nbdkit_log.h"
-#include "tools/nbdkit-plugin/volume.h"
+#include "tools/nbdkit-plugin/shutdown_watch.h"
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
@@ -25,22 +29,36 @@ using initiator::Ending;
 using initiator::Namespace;
 using initiator::Operation;
 using initiator::SharedDisk;
+using initiator::VolumeState;
 using nvme::ForceUnitAccess;
-
-struct Plugin {
-  VolumeOptions options;
-  NbdkitLogger logger;
-  Complaints complaints;
-  std::unique_ptr<Volume> volume;
-};
-// nbdkit gives config() and its like no pointer of ours: the one global there is. Made by load(), gone with unload().
-std::unique_ptr<Plugin> plugin;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
 
 /// One client's connection.
 struct Client {
   std::shared_ptr<SharedDisk> disk;
-  std::string description;
 };
+
+struct Plugin {
+  Plugin() = default;
+  ~Plugin() { end(); }
+  Plugin(const Plugin&) = delete;
+  Plugin& operator=(const Plugin&) = delete;
+
+  /// Every thread of ours.
+  void end() {
+    if (served) served->close();
+    watch.reset();
+  }
+
+  ExportOptions options;
+  NbdkitLogger logger;
+  Complaints complaints;
+  std::unique_ptr<Export> served;
+  std::optional<ShutdownWatch> watch;  // after `served`, for it calls that
+  std::mutex clients_mutex;
+  std::list<Client> clients;  // guarded by clients_mutex; when nbdkit is told to end it does not close those it has
+};
+// nbdkit gives config() and its like no pointer of ours: the one global there is. Made by load(), gone with unload().
+std::unique_ptr<Plugin> plugin;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
 
 // ---- the border
 
@@ -113,17 +131,34 @@ int config_complete() {
 
 int get_ready() {
   return guarded(-1, [] {
-    plugin->volume = std::make_unique<Volume>(plugin->options, plugin->logger);
-    return told(plugin->volume->probe());
+    auto& options = plugin->options.disk.volume;
+    options.on_state = [mine = plugin.get()](VolumeState state, const Error*) {
+      if (state == VolumeState::lost)
+        mine->watch->watch(true);
+      else if (state == VolumeState::live || state == VolumeState::failed || state == VolumeState::closed)
+        mine->watch->watch(false);
+    };
+    plugin->served = std::make_unique<Export>(plugin->options, plugin->logger);
+    return told(plugin->served->probe());
   });
 }
 
 int after_fork() {
-  return guarded(-1, [] { return told(plugin->volume->start()); });
+  return guarded(-1, [] {
+    plugin->watch.emplace([mine = plugin.get()] { mine->served->give_up_when_lost(); });
+    return told(plugin->served->start());
+  });
 }
 
+// nbdkit unmaps us next. A client that it accepted at the last moment and has not counted may still come to open(), which
+// refuses it.
 void cleanup() {
-  plugin->volume.reset();
+  guarded(0, [] {
+    plugin->end();
+    const std::lock_guard lock(plugin->clients_mutex);
+    plugin->clients.clear();
+    return 0;
+  });
 }
 
 void dump_plugin() {
@@ -134,24 +169,23 @@ void dump_plugin() {
 
 void* open_client(int /*readonly*/) {
   return guarded<void*>(nullptr, []() -> void* {
-    auto disk = plugin->volume->open();
+    auto disk = plugin->served->open();
     if (!disk) {
       nbdkit_error("%s", disk.error().message().c_str());
       return nullptr;
     }
-    auto client = std::make_unique<Client>();
-    client->disk = std::move(*disk);
-    const initiator::Session& session = client->disk->session();
-    client->description =
-        fmt::format("{}, namespace {}: {}, serial {}", session.uri().nqn->text(), client->disk->space().nsid.value(),
-                    session.controller().model, session.controller().serial);
-    return client.release();
+    const std::lock_guard lock(plugin->clients_mutex);
+    return &plugin->clients.emplace_back(Client{std::move(*disk)});
   });
 }
 
 void close_client(void* handle) {
   guarded(0, [&] {
-    delete static_cast<Client*>(handle);
+    std::list<Client> gone;  // destroyed without the lock: the last client of a failed disk ends it
+    const std::lock_guard lock(plugin->clients_mutex);
+    const auto found = std::find_if(plugin->clients.begin(), plugin->clients.end(),
+                                    [handle](const Client& client) { return &client == handle; });
+    if (found != plugin->clients.end()) gone.splice(gone.begin(), plugin->clients, found);
     return 0;
   });
 }
@@ -160,8 +194,8 @@ std::int64_t get_size(void* handle) {
   return static_cast<std::int64_t>(space_of(handle).size().value());
 }
 
-const char* export_description(void* handle) {
-  return static_cast<Client*>(handle)->description.c_str();
+const char* export_description(void* /*handle*/) {
+  return plugin->served->description().c_str();
 }
 
 // The largest request is not the namespace's largest transfer: what is larger is cut, and a client that kept to MDTS would
@@ -199,7 +233,7 @@ int is_rotational(void* /*handle*/) {
 int can_fua(void* /*handle*/) {
   return NBDKIT_FUA_NATIVE;
 }
-// One controller for all of them, whose Flush covers what was done on every queue.
+// One queue for all of them.
 int can_multi_conn(void* /*handle*/) {
   return 1;
 }
@@ -253,12 +287,13 @@ nbdkit_plugin make_table() {
   table.description = "A namespace of an NVMe over Fabrics target (RDMA), or of rbt-target over shared memory";
   table.magic_config_key = "uri";
   table.config_help =
-      "[uri=]URI        (required) nvme+rdma://HOST[:4420]/NQN[/NSID][?queues=N&hostnqn=NQN&hostid=UUID]\n"
-      "                            or nvme+shm:///NQN[/NSID][?socket=PATH&queues=N]\n"
+      "[uri=]URI        (required) nvme+rdma://HOST[:4420]/NQN[/NSID][?hostnqn=NQN&hostid=UUID]\n"
+      "                            or nvme+shm:///NQN[/NSID][?socket=PATH]\n"
       "requests=N       Requests in flight at most, 1 to 64 (default: 64); nbdkit -t says how many a client may have\n"
-      "connect-timeout=DURATION    (default: 10s)\n"
+      "on-loss=hold|fail|SECONDS   Requests of a lost target wait for it, fail, or wait so long (default: hold)\n"
+      "connect-timeout=DURATION    For each step of an attempt to connect (default: 10s)\n"
       "command-timeout=DURATION    Then the target counts as lost (default: 30s)\n"
-      "keep-alive=DURATION         (default: 15s)";
+      "keep-alive=DURATION         (default: 5s)";
   table.load = load;
   table.unload = unload;
   table.config = config;
