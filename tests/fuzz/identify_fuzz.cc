@@ -51,10 +51,10 @@ int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     if (const auto space = parse_identify_namespace(filled<nvme_id_ns>(input), Nsid(1), {}))
       check(space->block_shift.bytes(space->blocks).has_value(), "the size fits");
   } else if (kind == 4) {
-    (void)nvme::find_access_state(input, 1);
-  } else {
     Namespace space;
     (void)parse_namespace_descriptors(input, space);
+  } else {
+    (void)nvme::find_access_state(input, 1);
   }
   return 0;
 }
