@@ -10,7 +10,7 @@ nqn=nqn.2026-01.io.example:nbd
 uri=nvme+rdma://$RBT_RIG_ADDR/$nqn/1
 image=$scratch/disk/image
 presenter=present
-away=12 # seconds without a target: more than two of the kernel's time-outs (2 or 5 s)
+away=8 # seconds without a target: more than the kernel's time-outs (2 and 5 s)
 
 mkdir "$scratch/disk"
 mkfs.ext4 -q /dev/ram0 && mount /dev/ram0 "$scratch/disk" || bail "no file system for the image"
@@ -73,11 +73,11 @@ claim "A second process that would recover it while the first lives is refused" 
 (for ((i = 0; i < 40; i++)); do blkdiscard -o $((48 + i % 4))M -l 1M "$device" || exit 1; done) &
 discards=$!
 claim "4 KiB random writes at depth 32 read back with their checksums" passes fio --name=random --ioengine=libaio --direct=1 \
-	--verify=crc32c --verify_fatal=1 --numjobs=2 --offset_increment=16M --size=8M --rw=randwrite --bs=4k --iodepth=32 \
+	--verify=crc32c --verify_fatal=1 --numjobs=2 --offset_increment=16M --size=4M --rw=randwrite --bs=4k --iodepth=32 \
 	--group_reporting --filename="$device" --output="$RBT_RIG_OUTPUT/nbd-random.txt"
 claim "Discards beside it are done" wait "$discards"
 claim "1 MiB sequential writes read back with their checksums" passes fio --name=sequential --ioengine=libaio --direct=1 \
-	--verify=crc32c --verify_fatal=1 --size=32M --rw=write --bs=1M --iodepth=4 --filename="$device" \
+	--verify=crc32c --verify_fatal=1 --size=16M --rw=write --bs=1M --iodepth=4 --filename="$device" \
 	--output="$RBT_RIG_OUTPUT/nbd-sequential.txt"
 grep -h -E 'IOPS' "$RBT_RIG_OUTPUT/nbd-"{random,sequential}.txt | sed 's/^/# /'
 claim "blkdiscard -z: write zeroes" passes blkdiscard -z -o 4M -l 4M "$device"
@@ -86,9 +86,9 @@ claim "What lies behind it does not" fails reads_as_zeroes 8 4
 
 copy_tree() {
 	mkfs.ext4 -q "$device" && mkdir -p "$scratch/mount" && mount "$device" "$scratch/mount" &&
-		cp -r "$source_dir/initiator" "$source_dir/target" "$scratch/mount" && umount "$scratch/mount" &&
+		cp -r "$source_dir/initiator" "$scratch/mount" && umount "$scratch/mount" &&
 		mount -o ro "$device" "$scratch/mount" && diff -r "$source_dir/initiator" "$scratch/mount/initiator" &&
-		diff -r "$source_dir/target" "$scratch/mount/target" && umount "$scratch/mount"
+		umount "$scratch/mount"
 }
 claim "mkfs.ext4, a tree is copied and found again" copy_tree
 claim "e2fsck finds nothing to repair" passes e2fsck -fn "$device"
@@ -106,7 +106,7 @@ survive() { # CONNECTIONS: with $device made by the daemon named $presenter
 	if (($1 == 1)); then
 		claim "$name: the kernel has given up nothing" test "$replaced" = 0
 	else
-		claim "$name: the kernel has given up connections, and has been given others" test "$replaced" -ge 2
+		claim "$name: the kernel has given up connections, and has been given others" test "$replaced" -ge 1
 	fi
 	claim "$name: the target is back after $away s" serve target
 	began=$(date +%s%N)
