@@ -150,6 +150,9 @@ sleep 1
 claim "A device whose process is dead is removed, with what waits for it" ends 0 10 . "$build/tests/shm/present" - "remove=${nbd#nbd}"
 claim "What waited has ended with an error" fails wait "$waiting"
 claim "Nothing is left in the kernel" test "$(attribute size)" = 0 -a ! -e "/sys/block/$nbd/pid"
+claim "A device is made once more" present "$presenter"
+claim "Somebody disconnects it" ends 0 10 . "$build/tests/shm/present" - "remove=${nbd#nbd}"
+claim "Its process says so, and ends" within 10 said "$presenter" "somebody has disconnected $device"
 claim "SIGTERM: exit status 0" stop_daemon target
 umount "$scratch/disk"
 claim "The kernel says nothing but what NBD says of its connections" dmesg_clean '^EXT4-fs \(' '^dummy0 speed is unknown' \
