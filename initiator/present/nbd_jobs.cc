@@ -27,7 +27,7 @@ std::uint32_t nbd_error(int error) noexcept {
 }  // namespace
 
 Jobs::Jobs(Volume& volume, std::uint32_t count, std::uint32_t connections, bool read_only)
-    : volume_(volume), read_only_(read_only || volume.disk().read_only), jobs_(count) {
+    : volume_(volume), read_only_(read_only), jobs_(count) {
   const std::size_t blocks = volume.buffers()->size().value() / Arena::kBlock / connections;
   places_.reserve(connections);
   for (std::uint32_t i = 0; i < connections; ++i)
@@ -71,7 +71,7 @@ void Jobs::leave(std::unique_ptr<Jobs> jobs) {
 std::uint16_t Jobs::flags() const noexcept {
   const Abilities& can = volume_.disk().abilities;
   std::uint16_t out = kHasFlags | kSendFlush | kSendFua | kCanMultiConn;
-  if (read_only_) return out | kReadOnly;
+  if (is_read_only()) return out | kReadOnly;
   if (can.discard) out |= kSendTrim;
   if (can.write_zeroes) out |= kSendWriteZeroes;
   return out;
@@ -137,7 +137,7 @@ std::uint32_t Jobs::prepare_range(Job& job, const Command& command) const noexce
   const std::uint64_t size = disk.size().value();
   const bool carries_data = operation == Operation::read || operation == Operation::write;
   job.changes = operation != Operation::read;
-  if (job.changes && read_only_) return kErrorPermission;
+  if (job.changes && is_read_only()) return kErrorPermission;
   if (command.length == 0 || (carries_data && command.length > kDataMax)) return kErrorInvalid;
   if (command.offset > size || command.length > size - command.offset)
     return operation == Operation::write || operation == Operation::write_zeroes ? kErrorNoSpace : kErrorInvalid;
@@ -209,7 +209,7 @@ bool Jobs::begin(Job& job) {
       return true;
     case Submitted::full: return false;
     case Submitted::refused:
-      job.error = nbd_error(errno_of(job.request.operation, {job.request.outcome, job.request.status}, read_only_));
+      job.error = nbd_error(errno_of(job.request.operation, {job.request.outcome, job.request.status}, is_read_only()));
       break;
     case Submitted::dead: job.error = kErrorIo; break;
   }
@@ -237,7 +237,7 @@ void Jobs::on_done(Request& request) {
     if (jobs.submitted_ == 0) delete &jobs;
     return;
   }
-  job.error = nbd_error(errno_of(request.operation, {request.outcome, request.status}, jobs.read_only_));
+  job.error = nbd_error(errno_of(request.operation, {request.outcome, request.status}, jobs.is_read_only()));
   if (job.error == 0 && job.client != nullptr && std::exchange(job.flush_after, false) &&
       request.operation == Operation::discard) {
     request.operation = Operation::flush;

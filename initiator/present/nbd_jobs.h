@@ -97,6 +97,8 @@ class Jobs {
  private:
   Jobs(Volume& volume, std::uint32_t count, std::uint32_t connections, bool read_only);
   void free_buffer(Job& job) noexcept;
+  /// By option, or as the disk is now.
+  [[nodiscard]] bool is_read_only() const noexcept { return read_only_ || volume_.disk().read_only; }
   static void on_done(Request& request);
   [[nodiscard]] std::uint32_t prepare_range(Job& job, const Command& command) const noexcept;
   [[nodiscard]] bool must_wait(const Job& job) const noexcept;
