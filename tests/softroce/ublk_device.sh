@@ -227,7 +227,7 @@ claim "SIGTERM removes it" stop_daemon foreign
 claim "The kernel's target stops" "$source_dir/ci/rig/nvmet" stop
 
 iops() { # DEVICE DEPTH
-	fio --name=speed --filename="$1" --direct=1 --ioengine=libaio --rw=randread --bs=4k --iodepth="$2" --time_based --runtime=2 \
+	fio --name=speed --filename="$1" --direct=1 --ioengine=libaio --rw=randread --bs=4k --iodepth="$2" --time_based --runtime=1 \
 		--ramp_time=0.5 --output-format=terse --terse-version=3 2>/dev/null | cut -d';' -f8
 }
 claim "For comparison: the kernel's host" connect_kernel_host "$RBT_RIG_ADDR" "$nqn" -i 2
