@@ -19,6 +19,15 @@ using nvme::refuse;
 using nvme::Status;
 using nvme::StatusCode;
 
+namespace {
+
+// Of media and data integrity errors (type 2) those that are the medium's; a Compare that fails is none.
+constexpr bool is_media_error(StatusCode code) noexcept {
+  return code == StatusCode::unrecovered_read_error || code == StatusCode::write_fault;
+}
+
+}  // namespace
+
 void Command::bind(Connection& connection, std::uint32_t index, std::span<std::byte> response) noexcept {
   connection_ = &connection;
   index_ = index;
@@ -104,7 +113,8 @@ void Command::acquire() {
   advance(CommandState::acquiring);
   switch (plan_.memory) {
     case Plan::Memory::none: acquired(StoreStatus::ok); return;
-    case Plan::Memory::buffer: on_buffer_available(); return;
+    case Plan::Memory::buffer:
+    case Plan::Memory::side_buffer: on_buffer_available(); return;
     case Plan::Memory::blocks: break;
   }
   lease_ = Lease{};
@@ -123,13 +133,14 @@ void Command::acquire() {
 
 void Command::on_buffer_available() {
   if (connection_->ended()) return;
-  auto& buffers = connection_->reactor().buffers();
-  buffer_ = buffers.allocate(plan_.bytes + plan_.extra_bytes);
+  const bool side = plan_.memory == Plan::Memory::side_buffer;
+  buffer_ = pool().allocate(plan_.bytes + plan_.extra_bytes);
   if (buffer_.empty()) {
-    buffers.wait(*this);
+    pool().wait(*this);
     return;
   }
-  buffer_segment_ = {buffer_.data(), plan_.bytes, connection_->buffers_lkey()};
+  buffer_segment_ = {buffer_.data(), plan_.bytes,
+                     side ? connection_->side_buffers_lkey() : connection_->buffers_lkey()};
   acquired(StoreStatus::ok);
 }
 
@@ -263,7 +274,8 @@ void Command::finished() {
 
 void Command::on_store_done(StoreStatus status) {
   const StoreCall call = std::exchange(store_call_, StoreCall::none);
-  if (call == StoreCall::acquire && status == StoreStatus::ok) owns_lease_ = true;
+  const bool leased = call == StoreCall::acquire || call == StoreCall::take_blocks;
+  if (leased && status == StoreStatus::ok) owns_lease_ = true;
   if (state_ == CommandState::abandoned) {
     release_memory();
     hold(nullptr);
@@ -274,7 +286,7 @@ void Command::on_store_done(StoreStatus status) {
   if (connection_->ended()) return;  // abandon() comes
   if (call == StoreCall::acquire) {
     acquired(status);
-  } else if (status == StoreStatus::ok && operation_->repeat) {
+  } else if (status == StoreStatus::ok && (operation_->repeat || leased)) {
     executed(operation_->execute(*this));
   } else {
     executed(finish(status_of(status)));
@@ -291,7 +303,7 @@ void Command::complete_held(Status status, std::uint64_t result) {
 bool Command::abandon() {
   if (posted_reads_ > 0) connection_->reactor().count_cut_off();
   advance(CommandState::abandoned);
-  connection_->reactor().buffers().cancel(*this);
+  pool().cancel(*this);
   connection_->return_credits(std::exchange(posted_sends_, 0), std::exchange(posted_reads_, 0));
   release_message();
   if (store_call_ != StoreCall::none) return true;
@@ -322,6 +334,24 @@ Step Command::store(Progress progress) noexcept {
   return Step::pending;
 }
 
+std::optional<Step> Command::take_blocks(BlockRange range, Intent intent) {
+  lease_ = Lease{};  // no domain, no path: nothing but the CPU comes there
+  lease_.range = range;
+  lease_.intent = intent;
+  const Progress progress = plan_.ns->queue().acquire(lease_, *this);
+  if (progress.pending) {
+    store_call_ = StoreCall::take_blocks;
+    return Step::pending;
+  }
+  if (progress.status != StoreStatus::ok) return finish(status_of(progress.status));
+  owns_lease_ = true;
+  return std::nullopt;
+}
+
+void Command::give_back_blocks() noexcept {
+  if (std::exchange(owns_lease_, false)) plan_.ns->queue().release(lease_);
+}
+
 void Command::advance(CommandState next) noexcept {
   check(may_follow(state_, next), "a command goes only where its state table says");
   state_ = next;
@@ -342,9 +372,14 @@ void Command::release_message() noexcept {
 }
 
 void Command::release_memory() noexcept {
-  if (std::exchange(owns_lease_, false)) plan_.ns->queue().release(lease_);
+  give_back_blocks();
   // Others may be waiting for it and run from within free(): this command must not look as if it had it still.
-  if (!buffer_.empty()) connection_->reactor().buffers().free(std::exchange(buffer_, {}));
+  if (!buffer_.empty()) pool().free(std::exchange(buffer_, {}));
+}
+
+transport::BufferPool& Command::pool() const noexcept {
+  ReactorContext& reactor = connection_->reactor();
+  return plan_.memory == Plan::Memory::side_buffer ? reactor.side_buffers() : reactor.buffers();
 }
 
 void Command::write_response() noexcept {
@@ -359,16 +394,22 @@ void Command::write_response() noexcept {
 void Command::account() noexcept {
   if (plan_.ns != nullptr) {
     NamespaceCounters& counters = plan_.ns->counters();
+    const std::uint64_t bytes = plan_.range.count.value() << plan_.ns->geometry().block_shift.value();
     if (!status_.ok()) {
       count(counters.errors);
-    } else if (plan_.memory != Plan::Memory::blocks) {
-      count(counters.other);
-    } else if (sends_data()) {
-      count(counters.reads);
-      count(counters.bytes_read, plan_.bytes);
+      if (is_media_error(status_.code())) count(counters.media_errors);
     } else {
-      count(counters.writes);
-      count(counters.bytes_written, plan_.bytes);
+      switch (operation_->counted) {
+        case Counted::other: count(counters.other); break;
+        case Counted::read:
+          count(counters.reads);
+          count(counters.bytes_read, bytes);
+          break;
+        case Counted::write:
+          count(counters.writes);
+          count(counters.bytes_written, bytes);
+          break;
+      }
     }
   }
   if (!status_.ok()) log_failure();
@@ -385,8 +426,7 @@ void Command::log_failure() noexcept {
     controller->error_log().record(entry);
   }
   // What a host may try to find out what we can is no failure of ours; a medium that fails is.
-  constexpr std::uint8_t kMediaErrors = 2;
-  const bool serious = status_.type() == kMediaErrors || status_.code() == StatusCode::internal_error;
+  const bool serious = is_media_error(status_.code()) || status_.code() == StatusCode::internal_error;
   connection_->reactor().log(LogCause::command_failed, serious ? LogLevel::warning : LogLevel::info,
                              "{}: {} (opcode {:02x}h) cid {} nsid {}: answered with {}", connection_->who(),
                              operation_ != nullptr ? operation_->name : "a command", sqe_.opcode,

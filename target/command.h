@@ -2,6 +2,7 @@
 // One command of a host, from capsule to completion. Slots are made with their connection and used again and again.
 
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "common/nvme/capsule.h"
@@ -24,9 +25,10 @@ struct Operation;
 /// What a command needs before it can be executed: what its operation makes of the entry.
 struct Plan {
   enum class Memory : std::uint8_t {
-    none,    ///< it moves no data
-    buffer,  ///< a buffer of the reactor's
-    blocks,  ///< the store's memory for `range`
+    none,         ///< it moves no data
+    buffer,       ///< a buffer of the reactor's
+    side_buffer,  ///< one of its side pool: for who asks the store for memory, too (ReactorContext::side_buffers())
+    blocks,       ///< the store's memory for `range`
   };
   Memory memory = Memory::none;
   /// The data pointer may name more than `bytes` (peers send whole pages of Dataset Management ranges).
@@ -84,6 +86,8 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   [[nodiscard]] const ServedNamespace* held() const noexcept { return held_; }
   /// A store owes an answer.
   [[nodiscard]] bool in_store() const noexcept { return store_call_ != StoreCall::none; }
+  /// Where its blocks are, for operations that learn it from their data.
+  void set_range(BlockRange range) noexcept { plan_.range = range; }
   void set_result(std::uint64_t result) noexcept { result_ = result; }
   /// For operations of several store operations: how far they got. 0 at first.
   [[nodiscard]] std::uint32_t& progress() noexcept { return progress_; }
@@ -93,12 +97,16 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   }
   /// What the store answered, as a Step.
   Step store(Progress progress) noexcept;
+  /// For operations that look at blocks themselves: the store's memory for `range`, for the CPU, as lease(). Nothing: it is
+  /// there. Else what to return: execute() is called again when it is, or the store could not.
+  [[nodiscard]] std::optional<Step> take_blocks(BlockRange range, Intent intent);
+  void give_back_blocks() noexcept;
 
   [[nodiscard]] CommandState state() const noexcept { return state_; }
 
  private:
   friend class CommandList;
-  enum class StoreCall : std::uint8_t { none, acquire, execute };
+  enum class StoreCall : std::uint8_t { none, acquire, take_blocks, execute };
 
   // The life of a command, in order.
   [[nodiscard]] nvme::Expected<Plan> decode();
@@ -114,6 +122,7 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   void advance(CommandState next) noexcept;
   void release_message() noexcept;
   void release_memory() noexcept;
+  [[nodiscard]] transport::BufferPool& pool() const noexcept;
   void account() noexcept;
   void log_failure() noexcept;
   [[nodiscard]] bool sends_data() const noexcept;

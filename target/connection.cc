@@ -96,10 +96,13 @@ Result<void> Connection::attach(transport::Connection& connection) {
                                granted.send_depth, granted.read_depth, granted.segments_max, granted.message_max));
   send_credits_ = Credits(granted.send_depth);
   read_credits_ = Credits(std::min(granted.read_depth, reactor_.core().limits.reads_max));
-  auto& memory = reactor_.buffers().memory();
-  if (auto ensured = memory.ensure(connection.domain()); !ensured) return ensured;
-  buffers_lkey_ = memory.in(connection.domain())->lkey();
-  return {};
+  const auto lkey = [&](transport::RegisteredMemory& memory, std::uint32_t& key) -> Result<void> {
+    if (auto ensured = memory.ensure(connection.domain()); !ensured) return ensured;
+    key = memory.in(connection.domain())->lkey();
+    return {};
+  };
+  if (auto registered = lkey(reactor_.buffers().memory(), buffers_lkey_); !registered) return registered;
+  return lkey(reactor_.side_buffers().memory(), side_buffers_lkey_);
 }
 
 // ---- The fabric's calls ----

@@ -92,6 +92,7 @@ class Connection final : public transport::ConnectionHandler {
   }
   /// lkey of the reactor's buffers for this connection.
   [[nodiscard]] std::uint32_t buffers_lkey() const noexcept { return buffers_lkey_; }
+  [[nodiscard]] std::uint32_t side_buffers_lkey() const noexcept { return side_buffers_lkey_; }
   /// Connect succeeded.
   void join(Controller& controller, const QueueTerms& terms);
   [[nodiscard]] const QueueTerms& terms() const noexcept { return terms_; }
@@ -151,6 +152,7 @@ class Connection final : public transport::ConnectionHandler {
   const NamespaceTable* namespaces_ = nullptr;  // the reactor's, of the controller's subsystem
   std::uint16_t head_ = 0;
   std::uint32_t buffers_lkey_ = 0;
+  std::uint32_t side_buffers_lkey_ = 0;
 
   std::uint32_t command_count_;
   std::unique_ptr<Command[]> commands_;

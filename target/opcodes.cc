@@ -33,9 +33,13 @@ constexpr Operation admin(AdminOpcode opcode, std::string_view name, nvme::Expec
 }
 enum class Repeat : std::uint8_t { no, yes };
 constexpr Operation io(IoOpcode opcode, std::string_view name, nvme::Expected<Plan> (*plan)(Command&),
-                       Step (*execute)(Command&), std::uint32_t effects, Repeat repeat = Repeat::no) {
-  return {QueueKind::io,        static_cast<std::uint8_t>(opcode), name, plan, execute, kIoController, effects,
-          repeat == Repeat::yes};
+                       Step (*execute)(Command&), std::uint32_t effects, Counted counted = Counted::other,
+                       Repeat repeat = Repeat::no) {
+  return {QueueKind::io, static_cast<std::uint8_t>(opcode),
+          name,          plan,
+          execute,       kIoController,
+          effects,       repeat == Repeat::yes,
+          counted};
 }
 
 constexpr std::array kOperations = {
@@ -53,11 +57,14 @@ constexpr std::array kOperations = {
     admin(AdminOpcode::keep_alive, "Keep Alive", plan_nothing, keep_alive, kEveryController),
     admin(nvme::kFenceOpcode, "Fence", plan_nothing, fence, kIoController),
 
-    io(IoOpcode::flush, "Flush", plan_flush, flush, kSupported, Repeat::yes),
-    io(IoOpcode::write, "Write", plan_write, write, kChangesBlocks),
-    io(IoOpcode::read, "Read", plan_read, read, kSupported),
+    io(IoOpcode::flush, "Flush", plan_flush, flush, kSupported, Counted::other, Repeat::yes),
+    io(IoOpcode::write, "Write", plan_write, write, kChangesBlocks, Counted::write),
+    io(IoOpcode::read, "Read", plan_read, read, kSupported, Counted::read),
+    io(IoOpcode::compare, "Compare", plan_compare, compare, kSupported, Counted::read),
     io(IoOpcode::write_zeroes, "Write Zeroes", plan_write_zeroes, write_zeroes, kChangesBlocks),
     io(IoOpcode::dataset_management, "Dataset Management", plan_dataset_management, dataset_management, kChangesBlocks),
+    io(IoOpcode::verify, "Verify", plan_verify, verify, kSupported, Counted::read),
+    io(IoOpcode::copy, "Copy", plan_copy, copy, kChangesBlocks, Counted::write, Repeat::yes),
 };
 
 // Opcode to place in kOperations, plus one; 0: not served.

@@ -21,6 +21,10 @@ struct Admission {
   bool on_discovery = false;    ///< of admin commands: discovery controllers have it, too (Base 2.0, figure 28)
 };
 
+/// What a command is for its namespace's counters, if it succeeds (NVM 1.0, 4.1.4.2: SMART counts Compare and Verify with
+/// the reads). Its blocks are Plan::range.
+enum class Counted : std::uint8_t { other, read, write };
+
 struct Operation {
   QueueKind kind;
   std::uint8_t opcode;  ///< fabrics: the type
@@ -33,6 +37,7 @@ struct Operation {
   Admission admission;
   std::uint32_t effects;  ///< of the Commands Supported and Effects log; 0: not listed there (fabrics)
   bool repeat = false;    ///< execute() again after Step::pending: there may be more to do
+  Counted counted = Counted::other;
 };
 
 /// Null: not served.

@@ -15,6 +15,8 @@ constexpr Duration kLogInterval = std::chrono::seconds(1);
 constexpr Duration kDrainStep = std::chrono::milliseconds(5);
 // A removed namespace: how long hosts may take to fetch and take what its commands move, and how often it is looked after.
 constexpr Duration kLeaveBound = std::chrono::seconds(5);
+// Of the buffers: as much again is there for Compare, Copy, Dataset Management.
+constexpr std::uint64_t kSideShare = 8;
 constexpr std::size_t kCapsuleBytes = sizeof(nvme::SubmissionQueueEntry);
 
 template <std::size_t... Index>
@@ -46,10 +48,16 @@ Result<std::unique_ptr<ReactorContext>> ReactorContext::create(Core& core, trans
                                                                std::size_t index) {
   std::unique_ptr<ReactorContext> context(new ReactorContext(core, reactor, index));
   // Local access is all it takes: hosts never reach this memory by themselves.
-  auto buffers =
-      transport::BufferPool::create(core.limits.buffers, transport::RemoteAccess::none, {.name = "rbt-target-buffers"});
-  if (!buffers) return failure(std::move(buffers.error()).within("buffers of a reactor"));
-  context->buffers_ = std::move(*buffers);
+  const auto make = [](Bytes size, const char* name, std::unique_ptr<transport::BufferPool>& pool) -> Result<void> {
+    auto buffers = transport::BufferPool::create(size, transport::RemoteAccess::none, {.name = name});
+    if (!buffers) return failure(std::move(buffers.error()).within("buffers of a reactor"));
+    pool = std::move(*buffers);
+    return {};
+  };
+  const Bytes side(core.limits.buffers.value() / kSideShare);
+  if (auto made = make(core.limits.buffers, "rbt-target-buffers", context->buffers_); !made)
+    return failure(std::move(made.error()));
+  if (auto made = make(side, "rbt-target-side", context->side_buffers_); !made) return failure(std::move(made.error()));
   return context;
 }
 
@@ -274,8 +282,8 @@ void ReactorContext::drain_step() {
 ReactorStatistics ReactorContext::statistics() const {
   ReactorStatistics statistics;
   statistics.connections = connections_.size() + buried_.size();  // until their memory is back
-  statistics.buffers_free = buffers_->free_bytes();
-  statistics.buffers_size = buffers_->size();
+  statistics.buffers_free = buffers_->free_bytes() + side_buffers_->free_bytes();
+  statistics.buffers_size = buffers_->size() + side_buffers_->size();
   statistics.bytes_copied = bytes_copied_;
   statistics.writes_cut_off = writes_cut_off_;
   for (const auto& table : namespaces_) {

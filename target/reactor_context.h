@@ -67,6 +67,9 @@ class ReactorContext {
   [[nodiscard]] Core& core() const noexcept { return core_; }
   [[nodiscard]] transport::Reactor& reactor() const noexcept { return reactor_; }
   [[nodiscard]] transport::BufferPool& buffers() const noexcept { return *buffers_; }
+  /// For commands that hold a buffer while they ask a store for memory, which may be a buffer of buffers(): none of these
+  /// waits for the other pool, so that they come back, and then the ones here.
+  [[nodiscard]] transport::BufferPool& side_buffers() const noexcept { return *side_buffers_; }
   [[nodiscard]] StoreQueueContext store_queue_context() noexcept { return {reactor_, *buffers_, &io_}; }
   [[nodiscard]] std::size_t index() const noexcept { return index_; }
   /// Before the threads run. The same fabric twice is one group.
@@ -129,6 +132,7 @@ class ReactorContext {
   transport::Reactor& reactor_;
   const std::size_t index_;
   std::unique_ptr<transport::BufferPool> buffers_;
+  std::unique_ptr<transport::BufferPool> side_buffers_;
   std::vector<std::unique_ptr<FabricGroup>> groups_;
   std::unique_ptr<IoEngine> io_;                             // of all file stores here; null until one has asked for it
   std::vector<std::unique_ptr<NamespaceTable>> namespaces_;  // by Subsystem::index(); null until wanted

@@ -13,6 +13,7 @@ NamespaceTotals& NamespaceTotals::operator+=(const NamespaceCounters& counters) 
   bytes_read += counters.bytes_read.load(std::memory_order_relaxed);
   bytes_written += counters.bytes_written.load(std::memory_order_relaxed);
   errors += counters.errors.load(std::memory_order_relaxed);
+  media_errors += counters.media_errors.load(std::memory_order_relaxed);
   return *this;
 }
 
@@ -23,6 +24,7 @@ NamespaceTotals& NamespaceTotals::operator+=(const NamespaceTotals& totals) noex
   bytes_read += totals.bytes_read;
   bytes_written += totals.bytes_written;
   errors += totals.errors;
+  media_errors += totals.media_errors;
   return *this;
 }
 

@@ -25,6 +25,7 @@ struct alignas(64) NamespaceCounters {
   std::atomic<std::uint64_t> bytes_read{0};
   std::atomic<std::uint64_t> bytes_written{0};
   std::atomic<std::uint64_t> errors{0};
+  std::atomic<std::uint64_t> media_errors{0};  // of these, the medium's
 };
 /// The single writer's increment: no locked instruction.
 inline void count(std::atomic<std::uint64_t>& counter, std::uint64_t by = 1) noexcept {
@@ -32,7 +33,7 @@ inline void count(std::atomic<std::uint64_t>& counter, std::uint64_t by = 1) noe
 }
 /// A sum over reactors.
 struct NamespaceTotals {
-  std::uint64_t reads = 0, writes = 0, other = 0, bytes_read = 0, bytes_written = 0, errors = 0;
+  std::uint64_t reads = 0, writes = 0, other = 0, bytes_read = 0, bytes_written = 0, errors = 0, media_errors = 0;
   NamespaceTotals& operator+=(const NamespaceCounters& counters) noexcept;
   NamespaceTotals& operator+=(const NamespaceTotals& totals) noexcept;
 };

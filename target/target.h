@@ -40,8 +40,10 @@ struct TargetLimits {
   /// In-capsule data offered to hosts, bytes, 0 to 16 KiB, a multiple of 16; none: what the fabric prefers (4 KiB over
   /// verbs, nothing over shared memory).
   std::optional<std::uint32_t> in_capsule_bytes = {};
-  Bytes buffers = Bytes(64 * kMiB);    ///< registered buffers per reactor: transfers of disk stores, admin data
-  std::uint32_t receive_depth = 1024;  ///< receive buffers per reactor and device
+  /// Registered buffers per reactor: transfers of disk stores, admin data. An eighth as much again (2 MiB at least) for
+  /// commands that need a buffer besides the store's memory.
+  Bytes buffers = Bytes(64 * kMiB);
+  std::uint32_t receive_depth = 1024;            ///< receive buffers per reactor and device
   Duration half_open = std::chrono::seconds(5);  ///< a connection without a successful Connect is closed after this
 };
 

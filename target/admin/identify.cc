@@ -63,8 +63,10 @@ void describe_io_controller(nvme_id_ctrl& id, const Controller& controller) {
   id.cqes = 0x44;
   id.nn = id.mnan = to_le(Subsystem::kNsidMax);
   // A namespace that cannot write zeroes says so itself (Invalid Command Opcode).
-  id.oncs =
-      to_le(static_cast<std::uint16_t>(NVME_CTRL_ONCS_DSM | NVME_CTRL_ONCS_TIMESTAMP | NVME_CTRL_ONCS_WRITE_ZEROES));
+  id.oncs = to_le(static_cast<std::uint16_t>(NVME_CTRL_ONCS_COMPARE | NVME_CTRL_ONCS_DSM | NVME_CTRL_ONCS_TIMESTAMP |
+                                             NVME_CTRL_ONCS_WRITE_ZEROES | NVME_CTRL_ONCS_VERIFY |
+                                             NVME_CTRL_ONCS_COPY));
+  id.ocfs = to_le(std::uint16_t{1});  // Copy descriptors of format 0
   id.vwc = static_cast<std::uint8_t>(kVwcFlushAll | (controller.offers_write_cache() ? kVwcPresent : 0));
   id.oaes = to_le(static_cast<std::uint32_t>(NVME_CTRL_OAES_NA | NVME_CTRL_OAES_ANA));
   id.lpa = kLpaSmartPerNamespace | kLpaEffects | kLpaOffset;
@@ -134,6 +136,10 @@ nvme_id_ns describe_namespace(const ServedNamespace& ns) {
   }
   std::memcpy(id.nguid, ns.identity().data(), sizeof id.nguid);
   id.lbaf[0].ds = geometry.block_shift.value();
+  const CopyLimits copy = copy_limits(geometry.block_shift);
+  id.mssrl = to_le(static_cast<std::uint16_t>(copy.blocks.value()));
+  id.mcl = to_le(static_cast<std::uint32_t>(copy.blocks.value()));
+  id.msrc = static_cast<std::uint8_t>(copy.ranges - 1);
   return id;
 }
 
@@ -214,7 +220,12 @@ Step identify(Command& command) {
     case NVME_IDENTIFY_CNS_NS_DESC_LIST:  // it may have gone since the command came
       return ns != nullptr ? list_identifiers(command, *ns)
                            : command.finish(Status::permanent(StatusCode::invalid_namespace));
-    // No protection information, and no limits besides MDTS and the specification's own.
+    case NVME_IDENTIFY_CNS_CSI_CTRL: {
+      nvme_id_ctrl_nvm id{};
+      id.vsl = kMdts;  // no other limits besides MDTS and the specification's own
+      return answer(command, id);
+    }
+    // No protection information.
     default: return answer(command, Nothing{});
   }
 }

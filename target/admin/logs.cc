@@ -82,7 +82,7 @@ Step smart_log(Command& command, const GetLogPage& wanted) {
   set_counter(log.data_units_written, data_units(totals.bytes_written));
   set_counter(log.host_reads, totals.reads);
   set_counter(log.host_writes, totals.writes);
-  set_counter(log.media_errors, totals.errors);
+  set_counter(log.media_errors, totals.media_errors);
   const auto hours = std::chrono::duration_cast<std::chrono::hours>(core.clock.now() - core.started).count();
   set_counter(log.power_on_hours, static_cast<std::uint64_t>(hours));
   set_counter(log.num_err_log_entries, command.controller().error_log().total());

@@ -45,7 +45,7 @@ Expected<Plan> plan_write_zeroes(Command& command) {
   const auto range = block.within((*ns)->geometry().blocks);
   if (!range) return tl::unexpected(range.error());
   // No data, so MDTS does not bound it: 65536 blocks do.
-  return Plan{.ns = *ns, .range = *range, .durability = durability_of(command, block)};
+  return Plan{.ns = *ns, .range = *range, .durability = durability_of(command, block.fua)};
 }
 
 Step write_zeroes(Command& command) {
@@ -60,7 +60,7 @@ Expected<Plan> plan_dataset_management(Command& command) {
   const auto ns = find_writable(command);
   if (!ns) return tl::unexpected(ns.error());
   const auto wanted = nvme::parse_dataset_management(command.sqe());
-  return Plan{.memory = Plan::Memory::buffer,
+  return Plan{.memory = Plan::Memory::side_buffer,
               .more_tolerated = true,
               .bytes = wanted.data_bytes(),
               .extra_bytes = static_cast<std::uint32_t>((wanted.ranges + 1) * sizeof(BlockRange)),

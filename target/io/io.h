@@ -9,6 +9,15 @@ namespace rbt::target {
 
 /// Bytes that one command may move: MDTS of Identify Controller.
 inline constexpr std::uint32_t kTransferMax = 1u << 20;
+/// Bytes that one Copy may copy: with the ranges, a buffer of kTransferMax.
+inline constexpr std::uint32_t kCopyMax = kTransferMax - 4096;
+
+/// What one Copy may ask for, as Identify Namespace says it.
+struct CopyLimits {
+  Blocks blocks;         ///< MSSRL and MCL: of one source range, and of all
+  std::uint32_t ranges;  ///< MSRC
+};
+[[nodiscard]] CopyLimits copy_limits(BlockShift shift) noexcept;
 
 [[nodiscard]] nvme::Expected<Plan> plan_read(Command& command);
 [[nodiscard]] Step read(Command& command);
@@ -19,6 +28,12 @@ inline constexpr std::uint32_t kTransferMax = 1u << 20;
 [[nodiscard]] Step flush(Command& command);
 [[nodiscard]] nvme::Expected<Plan> plan_write_zeroes(Command& command);
 [[nodiscard]] Step write_zeroes(Command& command);
+[[nodiscard]] nvme::Expected<Plan> plan_compare(Command& command);
+[[nodiscard]] Step compare(Command& command);
+[[nodiscard]] nvme::Expected<Plan> plan_verify(Command& command);
+[[nodiscard]] Step verify(Command& command);
+[[nodiscard]] nvme::Expected<Plan> plan_copy(Command& command);
+[[nodiscard]] Step copy(Command& command);
 [[nodiscard]] nvme::Expected<Plan> plan_dataset_management(Command& command);
 [[nodiscard]] Step dataset_management(Command& command);
 
@@ -26,7 +41,9 @@ inline constexpr std::uint32_t kTransferMax = 1u << 20;
 [[nodiscard]] nvme::Expected<ServedNamespace*> find_namespace(const Command& command);
 /// invalid_namespace…: as above; namespace_write_protected for a read-only one.
 [[nodiscard]] nvme::Expected<ServedNamespace*> find_writable(const Command& command);
+/// The blocks that the command names, at most kTransferMax bytes, to be moved: where all such ranges are judged.
+[[nodiscard]] nvme::Expected<Plan> plan_transfer(const Command& command, const nvme::Expected<ServedNamespace*>& ns);
 /// What a write must have reached before its answer: FUA, or no volatile write cache.
-[[nodiscard]] Durability durability_of(const Command& command, const nvme::BlockCommand& block);
+[[nodiscard]] Durability durability_of(const Command& command, nvme::ForceUnitAccess fua);
 
 }  // namespace rbt::target

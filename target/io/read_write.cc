@@ -23,12 +23,10 @@ Expected<ServedNamespace*> find_writable(const Command& command) {
   return ns;
 }
 
-Durability durability_of(const Command& command, const nvme::BlockCommand& block) {
-  const bool durable = block.fua == nvme::ForceUnitAccess::yes || !command.controller().write_cache_enabled();
+Durability durability_of(const Command& command, nvme::ForceUnitAccess fua) {
+  const bool durable = fua == nvme::ForceUnitAccess::yes || !command.controller().write_cache_enabled();
   return durable ? Durability::durable : Durability::cached;
 }
-
-namespace {
 
 Expected<Plan> plan_transfer(const Command& command, const Expected<ServedNamespace*>& ns) {
   if (!ns) return tl::unexpected(ns.error());
@@ -43,10 +41,8 @@ Expected<Plan> plan_transfer(const Command& command, const Expected<ServedNamesp
               .bytes = static_cast<std::uint32_t>(bytes),
               .ns = *ns,
               .range = *range,
-              .durability = durability_of(command, block)};
+              .durability = durability_of(command, block.fua)};
 }
-
-}  // namespace
 
 Expected<Plan> plan_read(Command& command) {
   return plan_transfer(command, find_namespace(command));

@@ -78,7 +78,8 @@ TEST_CASE("Identify Controller says what hosts insist on, and nothing that is no
   CHECK((id.anacap & 0x1f) == 0x1f);
   CHECK(from_le(id.anagrpmax) == 1);
   CHECK(from_le(id.nanagrpid) == 1);
-  CHECK(from_le(id.oncs) == (1u << 2 | 1u << 3 | 1u << 6));
+  CHECK(from_le(id.oncs) == (1u << 0 | 1u << 2 | 1u << 3 | 1u << 6 | 1u << 7 | 1u << 8));
+  CHECK(from_le(id.ocfs) == 1);
   CHECK(from_le(id.sgls) == (1u << 20 | 1u << 2 | 1u));
   CHECK(from_le(id.ioccsz) == (64 + 4096) / 16);
   CHECK(from_le(id.iorcsz) == 1);
@@ -220,7 +221,10 @@ TEST_CASE("The effects log lists the commands that are served") {
   CHECK(from_le(log.acs[0x80]) == 0);
   CHECK(from_le(log.iocs[0x01]) == 3);
   CHECK(from_le(log.iocs[0x02]) == 1);
-  CHECK(from_le(log.iocs[0x05]) == 0);
+  CHECK(from_le(log.iocs[0x04]) == 0);
+  CHECK(from_le(log.iocs[0x05]) == 1);
+  CHECK(from_le(log.iocs[0x0c]) == 1);
+  CHECK(from_le(log.iocs[0x19]) == 3);
 }
 
 TEST_CASE("Log pages are read in pieces, with zeroes behind their end") {

@@ -52,6 +52,38 @@ TEST_CASE("Flush is an opcode, a namespace and an empty keyed descriptor") {
   CHECK(bytes_of(encode_flush(Nsid(1))) == hex("00 40 00 00 01 00 00 00 00*16 00*15 40 00*24"));
 }
 
+TEST_CASE("Copy names up to 128 ranges of 1 to 65536 blocks, of format 0") {
+  const auto sqe =
+      encode_copy({.nsid = Nsid(3), .first = Lba(0x123456789a), .ranges = 128, .fua = ForceUnitAccess::yes});
+  CHECK(sqe.opcode == 0x19);
+  CHECK(sqe.cdw10.get() == 0x3456789a);
+  CHECK(sqe.cdw11.get() == 0x12);
+  CHECK(sqe.cdw12.get() == (127u | 1u << 30));
+  const auto command = parse_copy(sqe);
+  REQUIRE(command.has_value());
+  CHECK(command->nsid == Nsid(3));
+  CHECK(command->first == Lba(0x123456789a));
+  CHECK(command->ranges == 128);
+  CHECK(command->data_bytes() == 4096);
+  CHECK(command->fua == ForceUnitAccess::yes);
+  auto odd = sqe;
+  odd.cdw12 = 128u;
+  CHECK(parse_copy(odd).error().code() == kCommandSizeLimitExceeded);
+  for (std::uint32_t format = 1; format < 16; ++format) {
+    odd.cdw12 = format << 8;
+    CHECK(parse_copy(odd).error().code() == StatusCode::invalid_field);
+  }
+  const auto wire = bytes_of(encode_copy_range({Lba(0x10), Blocks(65536)}));
+  CHECK(wire == hex("00 00 00 00 00 00 00 00 10 00 00 00 00 00 00 00 ff ff 00 00 00 00 00 00 00 00 00 00 00 00 00 00"));
+  const auto ranges = CopyRanges::parse({.nsid = Nsid(1), .ranges = 1}, wire);
+  REQUIRE(ranges.has_value());
+  CHECK((*ranges)[0].first == Lba(0x10));
+  CHECK((*ranges)[0].count == Blocks(65536));
+  CHECK((*ranges)[0].within(Blocks(0x10010)).has_value());
+  CHECK((*ranges)[0].within(Blocks(0x1000f)).error().code() == StatusCode::lba_out_of_range);
+  CHECK(CopyRanges::parse({.nsid = Nsid(1), .ranges = 2}, wire).error().code() == StatusCode::sgl_invalid_length);
+}
+
 TEST_CASE("Dataset Management names up to 256 ranges") {
   SubmissionQueueEntry sqe;
   sqe.cdw10 = std::uint32_t{255};
