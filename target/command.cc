@@ -40,7 +40,8 @@ void Command::start(const transport::ReceivedMessage& message) {
   message_ = message;
   owns_message_ = true;
   owns_cid_ = false;
-  response_ready_ = false;
+  compared_ = false;
+  fetched_ = Fetched::nothing;
   status_ = Status();
   result_ = 0;
   progress_ = 0;
@@ -56,9 +57,11 @@ void Command::start(const transport::ReceivedMessage& message) {
     return;
   }
   sqe_ = *sqe;
-  const auto plan = decode();
+  const FusedFirst before = connection_->take_first();
+  auto plan = decode();
   // Whatever is in the capsule besides in-capsule data has been read.
   if (!plan || !std::holds_alternative<InCapsuleData>(data_)) release_message();
+  if (!fuse(before, plan)) return;
   if (!plan) {
     status_ = plan.error();
     respond();
@@ -72,8 +75,7 @@ void Command::start(const transport::ReceivedMessage& message) {
 nvme::Expected<Plan> Command::decode() {
   owns_cid_ = connection_->take_cid(sqe_.command_id());
   if (!owns_cid_) return refuse(StatusCode::command_id_conflict);
-  // FUSES is 0: no fused commands. Bits 5:2 are reserved.
-  if (!sqe_.reserved_flags_clear() || sqe_.fuse() != nvme::Fuse::none) return refuse(StatusCode::invalid_field);
+  if (!sqe_.reserved_flags_clear()) return refuse(StatusCode::invalid_field);  // bits 5:2
   const auto data = nvme::parse_data_pointer(sqe_, message_.bytes.size(), {connection_->fabric().in_capsule_bytes()});
   if (!data) return tl::unexpected(data.error());
   data_ = *data;
@@ -89,6 +91,7 @@ nvme::Expected<Plan> Command::decode() {
   if (controller == nullptr && (operation_ == nullptr || !operation_->admission.before_connect))
     return refuse(StatusCode::command_sequence_error);
   if (operation_ == nullptr) return refuse(StatusCode::invalid_opcode);
+  if (sqe_.fuse() != nvme::Fuse::none && sqe_.fuse() != operation_->fuse) return refuse(StatusCode::invalid_field);
   const Admission& admission = operation_->admission;
   if (!admin_queue && !admission.on_io_queue) return refuse(StatusCode::invalid_opcode);
   if (controller != nullptr) {
@@ -111,6 +114,14 @@ nvme::Expected<Plan> Command::decode() {
 
 void Command::acquire() {
   advance(CommandState::acquiring);
+  // First what is asked for with nothing in hand, then the turn, then what a store may have to wait for.
+  if (plan_.memory == Plan::Memory::side_buffer)
+    on_buffer_available();
+  else if (enter_blocks())
+    find_memory();
+}
+
+void Command::find_memory() {
   switch (plan_.memory) {
     case Plan::Memory::none: acquired(StoreStatus::ok); return;
     case Plan::Memory::buffer:
@@ -139,9 +150,10 @@ void Command::on_buffer_available() {
     pool().wait(*this);
     return;
   }
-  buffer_segment_ = {buffer_.data(), plan_.bytes,
-                     side ? connection_->side_buffers_lkey() : connection_->buffers_lkey()};
-  acquired(StoreStatus::ok);
+  const std::uint32_t lkey = side ? connection_->side_buffers_lkey() : connection_->buffers_lkey();
+  buffer_segment_ = {buffer_.data(), plan_.bytes, lkey};
+  extra_segment_ = {extra().data(), plan_.extra_bytes, lkey};
+  if (!side || enter_blocks()) acquired(StoreStatus::ok);
 }
 
 void Command::acquired(StoreStatus status) {
@@ -154,22 +166,36 @@ void Command::acquired(StoreStatus status) {
 }
 
 void Command::pull() {
-  if (plan_.bytes > 0 && nvme::data_direction(sqe_) == nvme::Direction::to_controller) {
-    if (const auto* keyed = std::get_if<KeyedData>(&data_)) {
-      transfer_ = Transfer(segments(), plan_.bytes, keyed->address, keyed->key);
-      advance(CommandState::awaiting_read_credit);
-      connection_->request_read_credit(*this);
-      return;
-    }
-    if (const auto* in_capsule = std::get_if<InCapsuleData>(&data_)) copy_in(*in_capsule);
+  if (first_ != nullptr && fetched_ == Fetched::nothing) {
+    fetched_ = Fetched::firsts;
+    if (fetch(*first_, {&extra_segment_, 1})) return;
+  }
+  if (fetched_ != Fetched::own) {
+    fetched_ = Fetched::own;
+    const bool comes_here = plan_.bytes > 0 && nvme::data_direction(sqe_) == nvme::Direction::to_controller;
+    if (comes_here && fetch(*this, segments())) return;
   }
   execute();
 }
 
+/// True: the data of `from`, which is this command or its first half, is on its way, and pull() goes on when it is there.
+bool Command::fetch(Command& from, std::span<const transport::Segment> to) {
+  if (const auto* keyed = std::get_if<KeyedData>(&from.data_)) {
+    transfer_ = Transfer(to, plan_.bytes, keyed->address, keyed->key);
+    advance(CommandState::awaiting_read_credit);
+    connection_->request_read_credit(*this);
+    return true;
+  }
+  if (const auto* in_capsule = std::get_if<InCapsuleData>(&from.data_)) {
+    copy_in(from.message_.bytes.subspan(sizeof(nvme::SubmissionQueueEntry) + in_capsule->offset, plan_.bytes), to);
+    from.release_message();
+  }
+  return false;
+}
+
 // The one copy of in-capsule data: at 4 KiB it is cheaper than a round trip for an RDMA READ.
-void Command::copy_in(const InCapsuleData& data) noexcept {
-  auto from = message_.bytes.subspan(sizeof(nvme::SubmissionQueueEntry) + data.offset, plan_.bytes);
-  for (const transport::Segment& segment : segments()) {
+void Command::copy_in(std::span<const std::byte> from, std::span<const transport::Segment> to) noexcept {
+  for (const transport::Segment& segment : to) {
     const std::size_t length = std::min<std::size_t>(segment.length, from.size());
     std::memcpy(segment.data, from.data(), length);
     from = from.subspan(length);
@@ -210,6 +236,7 @@ void Command::executed(Step step) {
 
 void Command::respond() {
   release_message();  // before the response: the host may send its next command as soon as it has this one's
+  settle_first();
   account();
   if (sends_data()) {
     const auto& keyed = std::get<KeyedData>(data_);
@@ -257,7 +284,7 @@ void Command::on_posted_done(std::uint32_t sends, std::uint32_t reads) {
   posted_reads_ -= reads;
   if (posted_sends_ > 0) return;
   if (state_ == CommandState::pulling) {
-    execute();
+    pull();
   } else if (state_ == CommandState::responding) {
     finished();
   }
@@ -284,9 +311,9 @@ void Command::on_store_done(StoreStatus status) {
     return;
   }
   if (connection_->ended()) return;  // abandon() comes
-  if (call == StoreCall::acquire) {
-    acquired(status);
-  } else if (status == StoreStatus::ok && (operation_->repeat || leased)) {
+  if (state_ == CommandState::acquiring) {
+    call == StoreCall::turn ? find_memory() : acquired(status);
+  } else if (status == StoreStatus::ok && (operation_->repeat || call != StoreCall::execute)) {
     executed(operation_->execute(*this));
   } else {
     executed(finish(status_of(status)));
@@ -373,6 +400,7 @@ void Command::release_message() noexcept {
 
 void Command::release_memory() noexcept {
   give_back_blocks();
+  end_turn();
   // Others may be waiting for it and run from within free(): this command must not look as if it had it still.
   if (!buffer_.empty()) pool().free(std::exchange(buffer_, {}));
 }

@@ -18,9 +18,16 @@
 
 namespace rbt::target {
 
+class Command;
 class Connection;
 class Controller;
 struct Operation;
+
+/// What stands before the next command of a queue: the first half of a fused pair, or that it came and failed.
+struct FusedFirst {
+  Command* command = nullptr;
+  bool failed = false;
+};
 
 /// What a command needs before it can be executed: what its operation makes of the entry.
 struct Plan {
@@ -38,6 +45,13 @@ struct Plan {
   ServedNamespace* ns = nullptr;  ///< of I/O commands for one namespace
   BlockRange range = {};
   Durability durability = Durability::cached;
+  /// Blocks that the command changes, so that it takes turns (turns.h).
+  enum class Changes : std::uint8_t {
+    nothing,
+    range,   ///< of `range`, from before it has memory until its end
+    pieces,  ///< of ranges that it learns later, one take_turn() after the other
+  };
+  Changes changes = Changes::nothing;
 };
 
 /// How far an operation got.
@@ -64,8 +78,13 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   /// The connection is gone for good. True: a store still owes an answer, and forget() comes later.
   [[nodiscard]] bool abandon();
 
+  /// Ends a first half that waits for its second.
+  void complete_first(nvme::Status status);
+
   void on_store_done(StoreStatus status) override;
   void on_buffer_available() override;
+  /// What take_turn() or await_turns() has waited for.
+  void on_turn();
 
   // What operations see.
   [[nodiscard]] const nvme::SubmissionQueueEntry& sqe() const noexcept { return sqe_; }
@@ -101,21 +120,41 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   /// there. Else what to return: execute() is called again when it is, or the store could not.
   [[nodiscard]] std::optional<Step> take_blocks(BlockRange range, Intent intent);
   void give_back_blocks() noexcept;
+  /// Until end_turn() nobody else changes `range`, which has at most RangeLock::kBlocksMax blocks; nor does who goes freely.
+  /// Returns as take_blocks(), before which it comes.
+  [[nodiscard]] std::optional<Step> take_turn(BlockRange range);
+  void end_turn() noexcept;
+  /// It has the right to all blocks, and there is no need for turns.
+  [[nodiscard]] bool goes_freely() const noexcept { return turn_ == Turn::freely; }
+  /// The range of take_turn(), in a place that stays.
+  [[nodiscard]] const BlockRange& turn() const noexcept { return claim_.range; }
+  /// Pairs: nobody goes freely. Returns as take_blocks().
+  [[nodiscard]] std::optional<Step> await_turns();
+  /// The first half of this pair has succeeded.
+  void set_compared() noexcept { compared_ = true; }
 
   [[nodiscard]] CommandState state() const noexcept { return state_; }
 
  private:
   friend class CommandList;
-  enum class StoreCall : std::uint8_t { none, acquire, take_blocks, execute };
+  enum class StoreCall : std::uint8_t { none, acquire, take_blocks, turn, turns, execute };
+  enum class Turn : std::uint8_t { none, freely, taken };
+  enum class Fetched : std::uint8_t { nothing, firsts, own };
 
   // The life of a command, in order.
   [[nodiscard]] nvme::Expected<Plan> decode();
+  [[nodiscard]] bool fuse(const FusedFirst& before, nvme::Expected<Plan>& plan);
+  void join(const FusedFirst& before, nvme::Expected<Plan>& plan);
   void acquire();
+  [[nodiscard]] bool enter_blocks();
+  void find_memory();
   void acquired(StoreStatus status);
   void pull();
-  void copy_in(const nvme::InCapsuleData& data) noexcept;
+  [[nodiscard]] bool fetch(Command& from, std::span<const transport::Segment> to);
+  void copy_in(std::span<const std::byte> from, std::span<const transport::Segment> to) noexcept;
   void execute();
   void executed(Step step);
+  void settle_first();
   void respond();
   void finished();
 
@@ -137,7 +176,9 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   bool owns_cid_ = false;
   bool owns_message_ = false;
   bool owns_lease_ = false;
-  bool response_ready_ = false;
+  bool compared_ = false;
+  Turn turn_ = Turn::none;
+  Fetched fetched_ = Fetched::nothing;
   nvme::Status status_;
   std::uint32_t posted_sends_ = 0;  // work requests not known to be complete
   std::uint32_t posted_reads_ = 0;  // of these, RDMA READs
@@ -148,10 +189,13 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   nvme::DataPointer data_;
   Plan plan_;
   ServedNamespace* held_ = nullptr;
+  Command* first_ = nullptr;  // the other half of this pair, which waits
+  TurnClaim claim_;
   Transfer transfer_;
   Lease lease_;
   std::span<std::byte> buffer_;
   transport::Segment buffer_segment_;
+  transport::Segment extra_segment_;
   transport::ReceivedMessage message_;
   std::span<std::byte> response_;
 };

@@ -12,6 +12,7 @@ namespace rbt::target {
 enum class CommandState : std::uint8_t {
   free,                  ///< Nobody's; in the connection's free list. A received capsule wakes it.
   decoding,              ///< The capsule is being read and judged; never waits.
+  awaiting_second,       ///< The first half of a fused pair. Woken by the next command of its queue, or its end.
   acquiring,             ///< Memory is being found. Woken by the store, or by the buffer pool.
   awaiting_read_credit,  ///< Not all RDMA READs are posted yet. Woken by completions of its connection.
   pulling,               ///< All RDMA READs are posted. Woken by their completion.
@@ -21,12 +22,13 @@ enum class CommandState : std::uint8_t {
   responding,            ///< The response is posted; the host may reuse the CID. Woken by the SEND's completion.
   abandoned,             ///< The connection is gone. Woken by the store if it still owes an answer.
 };
-inline constexpr std::size_t kCommandStates = 10;
+inline constexpr std::size_t kCommandStates = 11;
 
 [[nodiscard]] constexpr std::string_view name(CommandState state) noexcept {
   switch (state) {
     case CommandState::free: return "free";
     case CommandState::decoding: return "decoding";
+    case CommandState::awaiting_second: return "awaiting its second half";
     case CommandState::acquiring: return "acquiring";
     case CommandState::awaiting_read_credit: return "awaiting read credit";
     case CommandState::pulling: return "pulling";
@@ -44,11 +46,14 @@ using enum CommandState;
 inline constexpr std::pair<CommandState, CommandState> kCommandTransitions[] = {
     {free, decoding},
     {decoding, acquiring},
+    {decoding, awaiting_second},
+    {awaiting_second, awaiting_send_credit},
     {decoding, awaiting_send_credit},  // refused
     {acquiring, awaiting_read_credit},
     {acquiring, executing},
     {acquiring, awaiting_send_credit},  // the store could not
     {awaiting_read_credit, pulling},
+    {pulling, awaiting_read_credit},  // the data of a pair's second half
     {pulling, executing},
     {executing, held},
     {executing, awaiting_send_credit},
@@ -57,6 +62,7 @@ inline constexpr std::pair<CommandState, CommandState> kCommandTransitions[] = {
     {responding, free},
     // the connection is gone
     {decoding, abandoned},
+    {awaiting_second, abandoned},
     {acquiring, abandoned},
     {awaiting_read_credit, abandoned},
     {pulling, abandoned},

@@ -16,6 +16,8 @@ namespace {
 // A slot is free again when its SEND is complete, which we may see after the host's next command has come: twice the
 // depth makes waiting for a slot rare.
 constexpr std::uint32_t kSlotsPerEntry = 2;
+// Longer than any loss of packets delays the second half of a fused pair, shorter than hosts wait for answers.
+constexpr Duration kSecondLate = std::chrono::seconds(5);
 constexpr std::size_t kResponseBytes = sizeof(nvme::CompletionQueueEntry);
 constexpr std::size_t kCidWords = 65536 / 64;
 
@@ -72,10 +74,15 @@ Connection::Connection(ReactorContext& reactor, FabricGroup& fabric, const Port&
       commands_(std::make_unique<Command[]>(command_count_)),
       cids_(kCidWords),
       waiting_(wanted.host_sends),
-      half_open_(reactor.reactor().timers(), [this] {
-        fail(fmt::format(
-            "no Connect within {} ms of the connection request",
-            std::chrono::duration_cast<std::chrono::milliseconds>(reactor_.core().limits.half_open).count()));
+      half_open_(
+          reactor.reactor().timers(),
+          [this] {
+            fail(fmt::format(
+                "no Connect within {} ms of the connection request",
+                std::chrono::duration_cast<std::chrono::milliseconds>(reactor_.core().limits.half_open).count()));
+          }),
+      second_late_(reactor.reactor().timers(), [this] {
+        if (Command* const first = take_first().command) first->complete_first(nvme::StatusCode::fused_missing);
       }) {
   terms_.qid = wanted.qid;
   terms_.entries = wanted.host_sends;
@@ -315,6 +322,7 @@ void Connection::close() noexcept {
   if (ended()) return;
   state_ = ConnectionState::closing;
   half_open_.cancel();
+  static_cast<void>(take_first());
   drop_waiting_messages();
   close_controller();
   if (transport_ != nullptr) transport_->close();
@@ -326,6 +334,16 @@ void Connection::close_controller() noexcept {
   controller_->held_events().clear();
   for (const ConnectionRef& queue : reactor_.core().controllers.close(*controller_))
     queue.reactor->close_connection(queue.id, "the admin queue of its controller ended");
+}
+
+FusedFirst Connection::take_first() noexcept {
+  if (first_.command != nullptr) second_late_.cancel();
+  return std::exchange(first_, {});
+}
+
+void Connection::await_second(Command& first) {
+  first_ = {&first, false};
+  second_late_.arm(reactor_.reactor().now() + kSecondLate);
 }
 
 void Connection::forget(Command&) {

@@ -124,6 +124,11 @@ class Connection final : public transport::ConnectionHandler {
   void return_credits(std::uint32_t sends, std::uint32_t reads) noexcept;
   /// `command` is free again.
   void reuse(Command& command);
+  // Fused pairs.
+  /// What the next command of this queue finds before it: it is told once.
+  [[nodiscard]] FusedFirst take_first() noexcept;
+  void await_second(Command& first);
+  void note_failed_first() noexcept { first_.failed = true; }
   /// An abandoned command is free: the last one lets the connection go.
   void forget(Command& command);
   [[nodiscard]] std::span<Command> commands() noexcept { return {commands_.get(), command_count_}; }
@@ -171,7 +176,9 @@ class Connection final : public transport::ConnectionHandler {
 
   Credits send_credits_;
   Credits read_credits_;
+  FusedFirst first_;
   transport::Timer half_open_;
+  transport::Timer second_late_;  // a first half does not wait for ever
 };
 
 }  // namespace rbt::target

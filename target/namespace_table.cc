@@ -1,14 +1,22 @@
 #include "target/namespace_table.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "common/check.h"
+#include "target/command.h"
+#include "target/core.h"
 #include "target/reactor_context.h"
 
 namespace rbt::target {
 
 ServedNamespace::ServedNamespace(Namespace& shared, ReactorContext& reactor)
-    : shared_(shared), reactor_(reactor), counters_(shared.counters(reactor.index())), geometry_(shared.geometry) {}
+    : shared_(shared),
+      reactor_(reactor),
+      counters_(shared.counters(reactor.index())),
+      geometry_(shared.geometry),
+      lock_(shared.turns().lock()),
+      hand_over_(reactor.reactor(), *this) {}
 
 Result<void> ServedNamespace::prepare(const Reach& reach) {
   if (auto prepared = shared_.store().prepare(*reach.domain, reach.path_mtu); !prepared)
@@ -22,6 +30,47 @@ Result<void> ServedNamespace::prepare(const Reach& reach) {
 
 void ServedNamespace::last_left() noexcept {
   reactor_.release_later(*this);
+}
+
+// ---- Turns
+
+bool ServedNamespace::await_turns(Command& command) {
+  Turns& turns = shared_.turns();
+  if (turns.complete()) return true;
+  awaiting_turns_.push_back(&command);  // once in a namespace's life
+  // `shared_` is there until the command has heard of it, and by then all of these have arrived.
+  auto& reactors = reactor_.core().reactors;
+  if (turns.begin(geometry_.blocks, reactors.size()))
+    for (const auto& each : reactors)
+      each->post([reactor = each.get(), &ns = shared_] { reactor->begin_turns(ns); });
+  return false;
+}
+
+void ServedNamespace::begin_turns() noexcept {
+  lock_ = shared_.turns().lock();
+  free_writers_ == 0 ? join() : static_cast<void>(joining_ = true);
+}
+
+void ServedNamespace::join() noexcept {
+  joining_ = false;
+  reactor_.join_turns(shared_);
+}
+
+void ServedNamespace::on_turns_complete() {
+  for (Command* const each : std::exchange(awaiting_turns_, {}))
+    each->on_turn();
+}
+
+bool ServedNamespace::take_turn(TurnClaim& claim) {
+  if (lock_->take(claim) || lock_->wait(claim, hand_over_)) return true;
+  hand_over_.expect();
+  return false;
+}
+
+void ServedNamespace::on_handed_over(HandOver::Record& record) {
+  auto& claim = static_cast<TurnClaim&>(record);
+  if (!lock_->wait(claim, hand_over_)) return hand_over_.expect();  // it has got one part, and waits for the next
+  claim.command->on_turn();
 }
 
 namespace {

@@ -8,12 +8,20 @@
 #include <vector>
 
 #include "common/units.h"
+#include "target/store/hand_over.h"
+#include "target/store/range_lock.h"
 #include "target/store/store.h"
 #include "target/subsystem.h"
 
 namespace rbt::target {
 
+class Command;
 class ReactorContext;
+
+/// A command's wish for blocks that nobody else changes meanwhile.
+struct TurnClaim : RangeLock::Claim {
+  Command* command = nullptr;
+};
 
 /// How a connection's data get into the store's memory: what Store::prepare() wants to know.
 struct Reach {
@@ -23,7 +31,7 @@ struct Reach {
 };
 
 /// One namespace on one reactor. The reactor's thread.
-class ServedNamespace {
+class ServedNamespace final : private HandOver::Receiver {
  public:
   ServedNamespace(Namespace& shared, ReactorContext& reactor);
 
@@ -49,8 +57,26 @@ class ServedNamespace {
   /// No command finds it any more; the reactor hears when the last one has left.
   void set_leaving() noexcept { leaving_ = true; }
 
+  // Turns (turns.h).
+  /// What changes blocks goes freely, between these two; else it takes turns.
+  [[nodiscard]] bool goes_freely() const noexcept { return lock_ == nullptr; }
+  void enter_freely() noexcept { ++free_writers_; }
+  void leave_freely() noexcept {
+    if (--free_writers_ == 0 && joining_) join();
+  }
+  /// Not freely: true, the claim has its range until end_turn(); false, Command::on_turn() comes.
+  [[nodiscard]] bool take_turn(TurnClaim& claim);
+  void end_turn(const TurnClaim& claim) noexcept { lock_->release(claim.range, claim.intent); }
+  /// True: nobody goes freely on any reactor. False: Command::on_turn() comes when it is so.
+  [[nodiscard]] bool await_turns(Command& command);
+  /// Messages of the reactor that has begun, and of the last one that is ready.
+  void begin_turns() noexcept;
+  void on_turns_complete();
+
  private:
   void last_left() noexcept;
+  void join() noexcept;
+  void on_handed_over(HandOver::Record& record) override;
 
   Namespace& shared_;
   ReactorContext& reactor_;
@@ -59,6 +85,12 @@ class ServedNamespace {
   std::unique_ptr<StoreQueue> queue_;
   std::uint32_t commands_ = 0;
   bool leaving_ = false;
+
+  RangeLock* lock_;  // the namespace's, once there are turns
+  std::uint32_t free_writers_ = 0;
+  bool joining_ = false;                  // when none of these is left
+  std::vector<Command*> awaiting_turns_;  // the first pairs of all; empty from then on
+  HandOver hand_over_;
 };
 
 /// Those of one subsystem. The reactor's thread.

@@ -31,15 +31,20 @@ constexpr Operation admin(AdminOpcode opcode, std::string_view name, nvme::Expec
                           Step (*execute)(Command&), Admission admission) {
   return {QueueKind::admin, static_cast<std::uint8_t>(opcode), name, plan, execute, admission, kSupported};
 }
-enum class Repeat : std::uint8_t { no, yes };
+/// What sets I/O commands apart: Operation's.
+struct Io {
+  std::uint32_t effects = kSupported;
+  bool repeat = false;
+  Counted counted = Counted::other;
+  nvme::Fuse fuse = nvme::Fuse::none;
+};
 constexpr Operation io(IoOpcode opcode, std::string_view name, nvme::Expected<Plan> (*plan)(Command&),
-                       Step (*execute)(Command&), std::uint32_t effects, Counted counted = Counted::other,
-                       Repeat repeat = Repeat::no) {
-  return {QueueKind::io, static_cast<std::uint8_t>(opcode),
-          name,          plan,
-          execute,       kIoController,
-          effects,       repeat == Repeat::yes,
-          counted};
+                       Step (*execute)(Command&), Io io) {
+  Operation operation{QueueKind::io, static_cast<std::uint8_t>(opcode), name, plan, execute, kIoController, io.effects};
+  operation.repeat = io.repeat;
+  operation.counted = io.counted;
+  operation.fuse = io.fuse;
+  return operation;
 }
 
 constexpr std::array kOperations = {
@@ -57,14 +62,16 @@ constexpr std::array kOperations = {
     admin(AdminOpcode::keep_alive, "Keep Alive", plan_nothing, keep_alive, kEveryController),
     admin(nvme::kFenceOpcode, "Fence", plan_nothing, fence, kIoController),
 
-    io(IoOpcode::flush, "Flush", plan_flush, flush, kSupported, Counted::other, Repeat::yes),
-    io(IoOpcode::write, "Write", plan_write, write, kChangesBlocks, Counted::write),
-    io(IoOpcode::read, "Read", plan_read, read, kSupported, Counted::read),
-    io(IoOpcode::compare, "Compare", plan_compare, compare, kSupported, Counted::read),
-    io(IoOpcode::write_zeroes, "Write Zeroes", plan_write_zeroes, write_zeroes, kChangesBlocks),
-    io(IoOpcode::dataset_management, "Dataset Management", plan_dataset_management, dataset_management, kChangesBlocks),
-    io(IoOpcode::verify, "Verify", plan_verify, verify, kSupported, Counted::read),
-    io(IoOpcode::copy, "Copy", plan_copy, copy, kChangesBlocks, Counted::write, Repeat::yes),
+    io(IoOpcode::flush, "Flush", plan_flush, flush, {.repeat = true}),
+    io(IoOpcode::write, "Write", plan_write, write,
+       {.effects = kChangesBlocks, .counted = Counted::write, .fuse = nvme::Fuse::second}),
+    io(IoOpcode::read, "Read", plan_read, read, {.counted = Counted::read}),
+    io(IoOpcode::compare, "Compare", plan_compare, compare, {.counted = Counted::read, .fuse = nvme::Fuse::first}),
+    io(IoOpcode::write_zeroes, "Write Zeroes", plan_write_zeroes, write_zeroes, {.effects = kChangesBlocks}),
+    io(IoOpcode::dataset_management, "Dataset Management", plan_dataset_management, dataset_management,
+       {.effects = kChangesBlocks, .repeat = true}),
+    io(IoOpcode::verify, "Verify", plan_verify, verify, {.counted = Counted::read}),
+    io(IoOpcode::copy, "Copy", plan_copy, copy, {.effects = kChangesBlocks, .repeat = true, .counted = Counted::write}),
 };
 
 // Opcode to place in kOperations, plus one; 0: not served.

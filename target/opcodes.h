@@ -38,6 +38,7 @@ struct Operation {
   std::uint32_t effects;  ///< of the Commands Supported and Effects log; 0: not listed there (fabrics)
   bool repeat = false;    ///< execute() again after Step::pending: there may be more to do
   Counted counted = Counted::other;
+  nvme::Fuse fuse = nvme::Fuse::none;  ///< which half of a fused pair it may be
 };
 
 /// Null: not served.

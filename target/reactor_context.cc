@@ -232,6 +232,28 @@ std::size_t ReactorContext::end_waits_for_hosts(const ServedNamespace& ns) {
   return in_store;
 }
 
+// Also one that is leaving; commands may still use it.
+ServedNamespace* ReactorContext::find(const Subsystem& subsystem, Nsid nsid, std::uint64_t opening) noexcept {
+  const auto is_it = [&](const ServedNamespace* ns) { return ns != nullptr && ns->shared().opening() == opening; };
+  if (ServedNamespace* const ns = namespaces(subsystem).find(nsid); is_it(ns)) return ns;
+  const auto found =
+      std::find_if(leaving_.begin(), leaving_.end(), [&](const Leaving& each) { return is_it(each.ns.get()); });
+  return found != leaving_.end() ? found->ns.get() : nullptr;
+}
+
+void ReactorContext::begin_turns(Namespace& ns) {
+  ServedNamespace* const here = find(ns.subsystem(), ns.nsid(), ns.opening());
+  here != nullptr ? here->begin_turns() : join_turns(ns);  // not here any more: nobody writes
+}
+
+void ReactorContext::join_turns(Namespace& ns) {
+  if (!ns.turns().join()) return;
+  for (const auto& each : core_.reactors)
+    each->post([reactor = each.get(), &subsystem = ns.subsystem(), nsid = ns.nsid(), opening = ns.opening()] {
+      if (ServedNamespace* const here = reactor->find(subsystem, nsid, opening)) here->on_turns_complete();
+    });
+}
+
 void ReactorContext::set_geometry(const Subsystem& subsystem, Nsid nsid, const Geometry& geometry) {
   if (ServedNamespace* const ns = namespaces(subsystem).find(nsid)) ns->set_geometry(geometry);
 }

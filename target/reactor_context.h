@@ -91,6 +91,10 @@ class ReactorContext {
   void note_change(const Subsystem& subsystem, Nsid nsid);
   /// Tells the hosts whose admin queue is here and came through `port` that its access state has changed.
   void note_access_change(const Port& port);
+  // Turns of a namespace (turns.h). `ns` is there: a pair that waits for this holds it.
+  void begin_turns(Namespace& ns);
+  /// This reactor takes turns.
+  void join_turns(Namespace& ns);
   /// The last command has left a namespace that is leaving; called from the command's own functions.
   void release_later(ServedNamespace& ns);
   /// Lets what is in flight finish until `deadline`, then closes all.
@@ -125,6 +129,7 @@ class ReactorContext {
   ReactorContext(Core& core, transport::Reactor& reactor, std::size_t index);
   void drain_step();
   void leave_step();
+  [[nodiscard]] ServedNamespace* find(const Subsystem& subsystem, Nsid nsid, std::uint64_t opening) noexcept;
   std::size_t end_waits_for_hosts(const ServedNamespace& ns);
   void write_log(RateLimit& limit, LogLevel level, std::string message);
 

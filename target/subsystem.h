@@ -11,6 +11,7 @@
 #include "common/units.h"
 #include "target/registers.h"
 #include "target/store/store.h"
+#include "target/turns.h"
 
 namespace rbt::target {
 
@@ -55,6 +56,7 @@ class Namespace {
   [[nodiscard]] std::uint64_t opening() const noexcept { return opening_; }
   [[nodiscard]] NamespaceCounters& counters(std::size_t reactor) const noexcept { return counters_[reactor]; }
   [[nodiscard]] NamespaceTotals totals() const noexcept;
+  [[nodiscard]] Turns& turns() noexcept { return turns_; }
   /// For messages: "namespace 1 (ram:size=1GiB) of nqn.…".
   [[nodiscard]] std::string who() const;
 
@@ -70,6 +72,7 @@ class Namespace {
   std::size_t reactors_;
   std::uint64_t opening_;
   std::unique_ptr<NamespaceCounters[]> counters_;
+  Turns turns_;
 };
 
 /// What hosts connect to. Built before the target starts, unchanged after: any thread reads.

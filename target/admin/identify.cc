@@ -63,14 +63,15 @@ void describe_io_controller(nvme_id_ctrl& id, const Controller& controller) {
   id.cqes = 0x44;
   id.nn = id.mnan = to_le(Subsystem::kNsidMax);
   // A namespace that cannot write zeroes says so itself (Invalid Command Opcode).
-  id.oncs = to_le(static_cast<std::uint16_t>(NVME_CTRL_ONCS_COMPARE | NVME_CTRL_ONCS_DSM | NVME_CTRL_ONCS_TIMESTAMP |
-                                             NVME_CTRL_ONCS_WRITE_ZEROES | NVME_CTRL_ONCS_VERIFY |
-                                             NVME_CTRL_ONCS_COPY));
+  id.oncs =
+      to_le(static_cast<std::uint16_t>(NVME_CTRL_ONCS_COMPARE | NVME_CTRL_ONCS_DSM | NVME_CTRL_ONCS_TIMESTAMP |
+                                       NVME_CTRL_ONCS_WRITE_ZEROES | NVME_CTRL_ONCS_VERIFY | NVME_CTRL_ONCS_COPY));
+  id.fuses = to_le(static_cast<std::uint16_t>(NVME_CTRL_FUSES_COMPARE_AND_WRITE));
   id.ocfs = to_le(std::uint16_t{1});  // Copy descriptors of format 0
   id.vwc = static_cast<std::uint8_t>(kVwcFlushAll | (controller.offers_write_cache() ? kVwcPresent : 0));
   id.oaes = to_le(static_cast<std::uint32_t>(NVME_CTRL_OAES_NA | NVME_CTRL_OAES_ANA));
   id.lpa = kLpaSmartPerNamespace | kLpaEffects | kLpaOffset;
-  // AWUN, AWUPF: 0, one block, whatever namespaces come; NAWUN and NAWUPF may say more.
+  // AWUN, AWUPF, ACWU: 0, one block, whatever namespaces come; NAWUN and NAWUPF may say more.
 }
 
 Step identify_controller(Command& command) {
@@ -126,7 +127,8 @@ nvme_id_ns describe_namespace(const ServedNamespace& ns) {
   id.nsfeat |= NVME_NS_FEAT_NATOMIC;
   id.nawun = zero_based(geometry.atomic_write);
   id.nawupf = zero_based(geometry.atomic_write_failing);
-  // NACWU 0: no fused Compare and Write. NABSN, NABSPF 0: no boundaries that an atomic write must not cross.
+  id.nacwu = id.nawun;  // a fused Compare and Write, for whoever reads meanwhile
+  // NABSN, NABSPF 0: no boundaries that an atomic write must not cross.
   // DLFEAT: 001b, deallocated blocks read as zeroes; bit 3, Write Zeroes may deallocate.
   if (geometry.discard != Ability::none && geometry.discard_reads_zero) id.dlfeat = 1u << 3 | 1u;
   if (geometry.read_only) id.nsattr = NVME_NS_NSATTR_WRITE_PROTECTED;

@@ -34,7 +34,8 @@ Expected<Plan> plan_copy(Command& command) {
               .extra_bytes = kCopyMax,
               .ns = *ns,
               .range = {wanted->first, Blocks(0)},
-              .durability = durability_of(command, wanted->fua)};
+              .durability = durability_of(command, wanted->fua),
+              .changes = Plan::Changes::pieces};
 }
 
 namespace {
@@ -57,7 +58,7 @@ Expected<BlockRange> judge(const Command& command, const nvme::CopyRanges& range
 
 }  // namespace
 
-// progress(): twice the number of sources that are read, one more while the next is asked for; then the same for the write.
+// progress(): twice the number of sources that are read, one more while the next is asked for; then its turn, then the write.
 Step copy(Command& command) {
   const auto wanted = nvme::parse_copy(command.sqe());
   const auto ranges = nvme::CopyRanges::parse(*wanted, command.buffer());
@@ -81,11 +82,15 @@ Step copy(Command& command) {
     command.give_back_blocks();
     step = 2 * i + 2;
   }
-  const std::uint32_t write = 2 * ranges->size();
-  if (step > write + 1) return command.finish(Status());
-  if (std::exchange(step, write + 1) == write)
+  const std::uint32_t turn = 2 * ranges->size(), blocks = turn + 1, written = turn + 2;
+  if (step > written) return command.finish(Status());
+  if (step == turn) {
+    step = blocks;
+    if (const auto waits = command.take_turn(command.plan().range)) return *waits;
+  }
+  if (std::exchange(step, written) == blocks)
     if (const auto waits = command.take_blocks(command.plan().range, Intent::write)) return *waits;
-  step = write + 2;
+  step = written + 1;
   copy_in(command.lease().segments, command.extra().first(at));
   return command.store(command.plan().ns->queue().commit(command.lease(), command.plan().durability, command));
 }

@@ -1,8 +1,10 @@
 // Flush, Write Zeroes and Dataset Management (Base 2.0, 7.1; NVM 1.0, 3.2.3 and 3.2.8): commands about blocks that move
 // none of them.
 
+#include <algorithm>
 #include <memory>
 #include <new>
+#include <span>
 
 #include "target/connection.h"
 #include "target/controller.h"
@@ -45,7 +47,8 @@ Expected<Plan> plan_write_zeroes(Command& command) {
   const auto range = block.within((*ns)->geometry().blocks);
   if (!range) return tl::unexpected(range.error());
   // No data, so MDTS does not bound it: 65536 blocks do.
-  return Plan{.ns = *ns, .range = *range, .durability = durability_of(command, block.fua)};
+  return Plan{
+      .ns = *ns, .range = *range, .durability = durability_of(command, block.fua), .changes = Plan::Changes::range};
 }
 
 Step write_zeroes(Command& command) {
@@ -64,28 +67,75 @@ Expected<Plan> plan_dataset_management(Command& command) {
               .more_tolerated = true,
               .bytes = wanted.data_bytes(),
               .extra_bytes = static_cast<std::uint32_t>((wanted.ranges + 1) * sizeof(BlockRange)),
-              .ns = *ns};
+              .ns = *ns,
+              .changes = Plan::Changes::pieces};
 }
+
+namespace {
+
+// Behind the data: the ranges as the store wants them, valid until it is done.
+std::span<BlockRange> ranges_place(Command& command, std::uint32_t count) {
+  std::size_t space = command.extra().size();
+  void* place = command.extra().data();
+  return {static_cast<BlockRange*>(std::align(alignof(BlockRange), sizeof(BlockRange), place, space)), count};
+}
+
+// progress(): 0 nothing is judged yet; else by range, one more than three times its number, and what comes back next.
+enum : std::uint32_t { kWanted, kTurn, kDiscarded };
+constexpr std::uint32_t step_of(std::size_t range, std::uint32_t step) {
+  return static_cast<std::uint32_t>(1 + 3 * range + step);
+}
+
+// Piece by piece, each in its turn. What is left of a range is kept where it lies.
+Step discard_by_turns(Command& command, std::span<BlockRange> ranges) {
+  std::uint32_t& step = command.progress();
+  for (std::size_t i = (step - 1) / 3; i < ranges.size();) {
+    BlockRange& left = ranges[i];
+    if (step == step_of(i, kWanted)) {
+      if (left.count == Blocks(0)) {
+        step = step_of(++i, kWanted);
+        continue;
+      }
+      step = step_of(i, kTurn);
+      const BlockRange piece{left.first, std::min(left.count, Blocks(RangeLock::kBlocksMax))};
+      if (const auto waits = command.take_turn(piece)) return *waits;
+    }
+    if (step == step_of(i, kTurn)) {
+      step = step_of(i, kDiscarded);
+      const Progress progress = command.plan().ns->queue().discard({&command.turn(), 1}, command);
+      if (progress.pending || progress.status != StoreStatus::ok) return command.store(progress);
+    }
+    left = {command.turn().end(), left.count - command.turn().count};
+    command.end_turn();
+    step = step_of(i, kWanted);
+  }
+  return command.finish(Status());
+}
+
+}  // namespace
 
 Step dataset_management(Command& command) {
   const auto wanted = nvme::parse_dataset_management(command.sqe());
-  const auto ranges = nvme::DatasetRanges::parse(wanted, command.buffer());
-  if (!ranges) return command.finish(ranges.error());
   const ServedNamespace& ns = *command.plan().ns;
-  // Behind the data: the ranges as the store wants them, valid until it is done.
-  std::size_t space = command.extra().size();
-  void* place = command.extra().data();
-  auto* const first = static_cast<BlockRange*>(std::align(alignof(BlockRange), sizeof(BlockRange), place, space));
-  std::size_t count = 0;
-  for (std::uint32_t i = 0; i < ranges->size(); ++i) {
-    const auto range = (*ranges)[i].within(ns.geometry().blocks);
-    if (!range) return command.finish(range.error());  // all or nothing: none has been deallocated yet
-    if (range->count != Blocks(0)) new (first + count++) BlockRange(*range);
+  const std::span<BlockRange> place = ranges_place(command, wanted.ranges);
+  if (command.progress() == 0) {
+    const auto ranges = nvme::DatasetRanges::parse(wanted, command.buffer());
+    if (!ranges) return command.finish(ranges.error());
+    for (std::uint32_t i = 0; i < ranges->size(); ++i) {
+      const auto range = (*ranges)[i].within(ns.geometry().blocks);
+      if (!range) return command.finish(range.error());  // all or nothing: none has been deallocated yet
+      new (&place[i]) BlockRange(*range);
+    }
+    // Without AD there is nothing to do, and hints may be ignored, as may be deallocation where the medium has none.
+    if (wanted.deallocate == nvme::Deallocate::no || ns.geometry().discard == Ability::none)
+      return command.finish(Status());
+    command.progress() = step_of(0, kWanted);
+    if (command.goes_freely()) {
+      command.progress() = step_of(place.size(), kWanted);
+      return command.store(ns.queue().discard(place, command));
+    }
   }
-  // Without AD there is nothing to do, and hints may be ignored, as may be deallocation where the medium has none.
-  const bool deallocate = wanted.deallocate == nvme::Deallocate::yes && ns.geometry().discard != Ability::none;
-  if (!deallocate || count == 0) return command.finish(Status());
-  return command.store(ns.queue().discard({first, count}, command));
+  return discard_by_turns(command, place);
 }
 
 }  // namespace rbt::target

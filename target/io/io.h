@@ -30,6 +30,8 @@ struct CopyLimits {
 [[nodiscard]] Step write_zeroes(Command& command);
 [[nodiscard]] nvme::Expected<Plan> plan_compare(Command& command);
 [[nodiscard]] Step compare(Command& command);
+/// The second half of a pair, its data as buffer(), the first one's as extra(): Write in place of write().
+[[nodiscard]] Step compare_and_write(Command& command);
 [[nodiscard]] nvme::Expected<Plan> plan_verify(Command& command);
 [[nodiscard]] Step verify(Command& command);
 [[nodiscard]] nvme::Expected<Plan> plan_copy(Command& command);

@@ -54,7 +54,9 @@ Step read(Command& command) {
 }
 
 Expected<Plan> plan_write(Command& command) {
-  return plan_transfer(command, find_writable(command));
+  auto plan = plan_transfer(command, find_writable(command));
+  if (plan) plan->changes = Plan::Changes::range;
+  return plan;
 }
 
 Step write(Command& command) {

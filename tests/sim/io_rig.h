@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <ostream>
 #include <span>
 #include <utility>
 #include <vector>
@@ -56,6 +57,39 @@ struct IoRig : TargetRig {
       std::memcpy(bytes.data() + i * sizeof wire, &wire, sizeof wire);
     }
     return bytes;
+  }
+  struct Pair {
+    nvme::Status compare;
+    nvme::Status write;
+    friend bool operator==(const Pair&, const Pair&) = default;
+    friend std::ostream& operator<<(std::ostream& out, const Pair& pair) {
+      return out << nvme::describe(pair.compare) << ", then " << nvme::describe(pair.write);
+    }
+  };
+  static nvme::SubmissionQueueEntry half(nvme::Fuse which, std::uint64_t lba, std::uint64_t count) {
+    auto sqe = entry(which == nvme::Fuse::first ? nvme::IoOpcode::compare : nvme::IoOpcode::write, lba, count);
+    sqe.flags = static_cast<std::uint8_t>(sqe.flags | static_cast<unsigned>(which));
+    return sqe;
+  }
+  /// A fused Compare and Write of `from` (not null: on that queue).
+  Pair compare_and_write(std::uint64_t lba, std::span<const std::byte> expected, std::span<const std::byte> data,
+                         RawQueue* from = nullptr) {
+    RawQueue& on = from != nullptr ? *from : *queue;
+    auto place = memory(on, expected.size() + data.size());
+    std::copy(data.begin(), data.end(), std::copy(expected.begin(), expected.end(), place->bytes().begin()));
+    auto first = half(nvme::Fuse::first, lba, expected.size() / kBlock);
+    auto second = half(nvme::Fuse::second, lba, data.size() / kBlock);
+    first.sgl = place->keyed(static_cast<std::uint32_t>(expected.size()));
+    second.sgl = place->keyed(static_cast<std::uint32_t>(data.size()), static_cast<std::uint32_t>(expected.size()));
+    const std::uint16_t first_cid = on.submit(first);
+    const std::uint16_t second_cid = on.submit(second);
+    return pair(on, first_cid, second_cid);
+  }
+  Pair pair(RawQueue& on, std::uint16_t first, std::uint16_t second) {
+    std::optional<Response> compared, written;
+    expect([&] { return (compared = on.take(first)).has_value(); }, "the first half is answered");
+    expect([&] { return (written = on.take(second)).has_value(); }, "the second half is answered");
+    return {compared->status(), written->status()};
   }
   transport::PollGroupCounters counters() {
     transport::PollGroupCounters sum;

@@ -87,7 +87,7 @@ TEST_CASE("Identify Controller says what hosts insist on, and nothing that is no
   CHECK(id.msdbd == 1);
   CHECK((from_le(id.ctratt) & NVME_CTRL_CTRATT_TBKAS) != 0);
   CHECK(id.oacs == 0);
-  CHECK(id.fuses == 0);
+  CHECK(from_le(id.fuses) == 1);
   CHECK(id.awupf == 0);
 }
 
@@ -137,7 +137,7 @@ TEST_CASE("Identify says how much of a write is atomic: as much as the store kee
   CHECK((id.nsfeat & NVME_NS_FEAT_NATOMIC) != 0);
   CHECK(from_le(id.nawun) == nawun);
   CHECK(from_le(id.nawupf) == 0);  // one block: what a lost connection leaves
-  CHECK(from_le(id.nacwu) == 0);
+  CHECK(from_le(id.nacwu) == nawun);
   CHECK(from_le(id.nabsn) == 0);
   CHECK(from_le(id.nabspf) == 0);
   CHECK(from_le(id.nabo) == 0);

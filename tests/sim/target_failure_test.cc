@@ -66,6 +66,14 @@ bool session(TargetRig& rig) {
   auto in_capsule = entry(nvme::IoOpcode::write, 1, 1);
   in_capsule.sgl = nvme::encode_data_pointer(nvme::InCapsuleData{0, kBlock});
   if (!attempt(rig, *io, in_capsule, some_bytes(kBlock, 1))) return false;
+  auto first = entry(nvme::IoOpcode::compare, 1, 1);
+  auto second = entry(nvme::IoOpcode::write, 1, 1);
+  first.flags |= 1;
+  second.flags |= 2;
+  first.sgl = nvme::encode_data_pointer(nvme::InCapsuleData{0, kBlock});
+  io->submit(first, some_bytes(kBlock, 1));
+  if (!attempt(rig, *io, second)) return false;
+  io->responses.clear();
   for (std::uint64_t i = 0; i < 8; ++i)
     io->submit(entry(i % 2 == 0 ? nvme::IoOpcode::read : nvme::IoOpcode::write, i, 8));
   rig.expect([&] { return io->responses.size() == 8 || io->ended(); }, "answered or closed");

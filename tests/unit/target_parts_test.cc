@@ -22,10 +22,17 @@ using nvme::StatusCode;
 
 namespace {
 
-constexpr std::array kAllStates = {
-    CommandState::free,       CommandState::decoding,  CommandState::acquiring, CommandState::awaiting_read_credit,
-    CommandState::pulling,    CommandState::executing, CommandState::held,      CommandState::awaiting_send_credit,
-    CommandState::responding, CommandState::abandoned};
+constexpr std::array kAllStates = {CommandState::free,
+                                   CommandState::decoding,
+                                   CommandState::awaiting_second,
+                                   CommandState::acquiring,
+                                   CommandState::awaiting_read_credit,
+                                   CommandState::pulling,
+                                   CommandState::executing,
+                                   CommandState::held,
+                                   CommandState::awaiting_send_credit,
+                                   CommandState::responding,
+                                   CommandState::abandoned};
 static_assert(kAllStates.size() == kCommandStates);
 
 nvme::Nqn nqn(const char* text) {
