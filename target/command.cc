@@ -5,6 +5,7 @@
 
 #include "common/check.h"
 #include "common/nvme/fabrics.h"
+#include "common/nvme/io_command.h"
 #include "target/connection.h"
 #include "target/core.h"
 #include "target/opcodes.h"
@@ -41,6 +42,9 @@ void Command::start(const transport::ReceivedMessage& message) {
   owns_message_ = true;
   owns_cid_ = false;
   compared_ = false;
+  aborted_ = false;
+  blamed_ = kNotSaid;
+  ++ticket_;
   fetched_ = Fetched::nothing;
   status_ = Status();
   result_ = 0;
@@ -75,7 +79,8 @@ void Command::start(const transport::ReceivedMessage& message) {
 nvme::Expected<Plan> Command::decode() {
   owns_cid_ = connection_->take_cid(sqe_.command_id());
   if (!owns_cid_) return refuse(StatusCode::command_id_conflict);
-  if (!sqe_.reserved_flags_clear()) return refuse(StatusCode::invalid_field);  // bits 5:2
+  if (!sqe_.reserved_flags_clear()) return blame(1, 2), refuse(StatusCode::invalid_field);
+  if (!sqe_.uses_sgl()) blame(1, 6);
   const auto data = nvme::parse_data_pointer(sqe_, message_.bytes.size(), {connection_->fabric().in_capsule_bytes()});
   if (!data) return tl::unexpected(data.error());
   data_ = *data;
@@ -91,7 +96,8 @@ nvme::Expected<Plan> Command::decode() {
   if (controller == nullptr && (operation_ == nullptr || !operation_->admission.before_connect))
     return refuse(StatusCode::command_sequence_error);
   if (operation_ == nullptr) return refuse(StatusCode::invalid_opcode);
-  if (sqe_.fuse() != nvme::Fuse::none && sqe_.fuse() != operation_->fuse) return refuse(StatusCode::invalid_field);
+  if (sqe_.fuse() != nvme::Fuse::none && sqe_.fuse() != operation_->fuse)
+    return blame(1), refuse(StatusCode::invalid_field);
   const Admission& admission = operation_->admission;
   if (!admin_queue && !admission.on_io_queue) return refuse(StatusCode::invalid_opcode);
   if (controller != nullptr) {
@@ -122,6 +128,7 @@ void Command::acquire() {
 }
 
 void Command::find_memory() {
+  if (stopped()) return;
   switch (plan_.memory) {
     case Plan::Memory::none: acquired(StoreStatus::ok); return;
     case Plan::Memory::buffer:
@@ -162,7 +169,7 @@ void Command::acquired(StoreStatus status) {
     respond();
     return;
   }
-  pull();
+  if (!stopped()) pull();
 }
 
 void Command::pull() {
@@ -223,6 +230,7 @@ bool Command::post_reads() {
 void Command::execute() {
   release_message();
   advance(CommandState::executing);
+  if (stopped()) return;
   executed(operation_->execute(*this));
 }
 
@@ -313,6 +321,8 @@ void Command::on_store_done(StoreStatus status) {
   if (connection_->ended()) return;  // abandon() comes
   if (state_ == CommandState::acquiring) {
     call == StoreCall::turn ? find_memory() : acquired(status);
+  } else if ((call == StoreCall::turn || call == StoreCall::turns) && stopped()) {
+    return;
   } else if (status == StoreStatus::ok && (operation_->repeat || call != StoreCall::execute)) {
     executed(operation_->execute(*this));
   } else {
@@ -325,6 +335,49 @@ void Command::complete_held(Status status, std::uint64_t result) {
   result_ = result;
   status_ = status;
   respond();
+}
+
+bool Command::abort() {
+  switch (state_) {
+    case CommandState::awaiting_second: {
+      for (Command& each : connection_->commands())
+        if (each.first_ == this) return each.abort();  // the whole pair
+      static_cast<void>(connection_->take_first());
+      connection_->note_failed_first();
+      complete_first(StatusCode::abort_requested);
+      return true;
+    }
+    case CommandState::acquiring:
+      aborted_ = true;
+      if (store_call_ != StoreCall::none) return true;  // its memory or its turn comes, and goes back
+      pool().cancel(*this);
+      return stopped();
+    case CommandState::awaiting_read_credit:
+      aborted_ = true;
+      if (posted_reads_ > 0) return true;
+      connection_->cancel_read_credit(*this);
+      return stopped();
+    case CommandState::pulling: aborted_ = true; return true;
+    case CommandState::executing:
+      // A pair that waits for its turn has not begun; of everything else some may be done.
+      aborted_ = first_ != nullptr && (store_call_ == StoreCall::turn || store_call_ == StoreCall::turns);
+      return aborted_;
+    case CommandState::free:
+    case CommandState::decoding:
+    case CommandState::held:  // of events, which know them
+    case CommandState::awaiting_send_credit:
+    case CommandState::responding:
+    case CommandState::abandoned: break;
+  }
+  return false;
+}
+
+/// True: it has been aborted, and is answered so.
+bool Command::stopped() {
+  if (!std::exchange(aborted_, false)) return false;
+  status_ = StatusCode::abort_requested;
+  respond();
+  return true;
 }
 
 bool Command::abandon() {
@@ -449,8 +502,13 @@ void Command::log_failure() noexcept {
     entry.qid = connection_->terms().qid;
     entry.cid = sqe_.command_id();
     entry.status = status_;
-    if (!sqe_.is_fabrics()) entry.nsid = sqe_.namespace_id();
+    entry.location = blamed_;
+    if (!sqe_.is_fabrics()) {
+      entry.nsid = sqe_.namespace_id();
+      if (blamed_ == kNotSaid) entry.location = parameter_location(status_.code());
+    }
     if (plan_.ns != nullptr) entry.lba = plan_.range.first;
+    if (status_.code() == StatusCode::lba_out_of_range) entry.lba = nvme::parse_block_command(sqe_).first;
     controller->error_log().record(entry);
   }
   // What a host may try to find out what we can is no failure of ours; a medium that fails is.

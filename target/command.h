@@ -11,6 +11,7 @@
 #include "common/units.h"
 #include "target/command_state.h"
 #include "target/namespace_table.h"
+#include "target/status.h"
 #include "target/store/store.h"
 #include "target/transfer.h"
 #include "transport/memory/buffer_pool.h"
@@ -73,6 +74,13 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   [[nodiscard]] bool post_response();
   /// `sends` of its work requests are complete, `reads` of them RDMA READs.
   void on_posted_done(std::uint32_t sends, std::uint32_t reads);
+  /// Stops it, if it has changed nothing yet: true, and it is answered with Command Abort Requested now or soon.
+  [[nodiscard]] bool abort();
+  /// Received, not answered, and called so by its host.
+  [[nodiscard]] bool is_live(Cid cid) const noexcept { return owns_cid_ && sqe_.command_id() == cid; }
+  /// Which of all that this slot has seen: for messages that may come too late.
+  [[nodiscard]] std::uint32_t ticket() const noexcept { return ticket_; }
+  [[nodiscard]] std::uint32_t index() const noexcept { return index_; }
   /// Ends a held command.
   void complete_held(nvme::Status status, std::uint64_t result);
   /// The connection is gone for good. True: a store still owes an answer, and forget() comes later.
@@ -107,6 +115,10 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   [[nodiscard]] bool in_store() const noexcept { return store_call_ != StoreCall::none; }
   /// Where its blocks are, for operations that learn it from their data.
   void set_range(BlockRange range) noexcept { plan_.range = range; }
+  /// The error log says that the byte of the entry (and its bit) is what is wrong with a command that is refused.
+  void blame(std::uint8_t byte, std::uint8_t bit = 0) noexcept {
+    blamed_ = static_cast<std::uint16_t>(bit << 8 | byte);
+  }
   void set_result(std::uint64_t result) noexcept { result_ = result; }
   /// For operations of several store operations: how far they got. 0 at first.
   [[nodiscard]] std::uint32_t& progress() noexcept { return progress_; }
@@ -154,6 +166,7 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   void copy_in(std::span<const std::byte> from, std::span<const transport::Segment> to) noexcept;
   void execute();
   void executed(Step step);
+  [[nodiscard]] bool stopped();
   void settle_first();
   void respond();
   void finished();
@@ -177,9 +190,12 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   bool owns_message_ = false;
   bool owns_lease_ = false;
   bool compared_ = false;
+  bool aborted_ = false;  // as soon as it gets as far as stopped()
   Turn turn_ = Turn::none;
   Fetched fetched_ = Fetched::nothing;
   nvme::Status status_;
+  std::uint32_t ticket_ = 0;
+  std::uint16_t blamed_ = kNotSaid;
   std::uint32_t posted_sends_ = 0;  // work requests not known to be complete
   std::uint32_t posted_reads_ = 0;  // of these, RDMA READs
   std::uint32_t progress_ = 0;

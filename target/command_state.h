@@ -17,7 +17,8 @@ enum class CommandState : std::uint8_t {
   awaiting_read_credit,  ///< Not all RDMA READs are posted yet. Woken by completions of its connection.
   pulling,               ///< All RDMA READs are posted. Woken by their completion.
   executing,             ///< The store or the controller carries it out. Woken by the store.
-  held,                  ///< An Asynchronous Event Request without an event. Woken by Abort or a controller reset.
+  held,  ///< An Asynchronous Event Request without an event, woken by Abort or a controller reset; an Abort of a command on
+         ///< another reactor, woken by its message.
   awaiting_send_credit,  ///< Data or response are not all posted yet. Woken by completions of its connection.
   responding,            ///< The response is posted; the host may reuse the CID. Woken by the SEND's completion.
   abandoned,             ///< The connection is gone. Woken by the store if it still owes an answer.
@@ -53,7 +54,8 @@ inline constexpr std::pair<CommandState, CommandState> kCommandTransitions[] = {
     {acquiring, executing},
     {acquiring, awaiting_send_credit},  // the store could not
     {awaiting_read_credit, pulling},
-    {pulling, awaiting_read_credit},  // the data of a pair's second half
+    {awaiting_read_credit, awaiting_send_credit},  // aborted
+    {pulling, awaiting_read_credit},               // the data of a pair's second half
     {pulling, executing},
     {executing, held},
     {executing, awaiting_send_credit},

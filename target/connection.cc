@@ -42,6 +42,15 @@ Command* CommandList::pop_front() noexcept {
   return command;
 }
 
+void CommandList::remove(Command& command) noexcept {
+  Command* before = nullptr;
+  for (Command* each = head_; each != &command; each = each->next_)
+    before = each;
+  Command* const after = std::exchange(command.next_, nullptr);
+  (before != nullptr ? before->next_ : head_) = after;
+  if (tail_ == &command) tail_ = before;
+}
+
 Result<std::unique_ptr<Connection>> Connection::create(ReactorContext& reactor, FabricGroup& fabric, const Port& port,
                                                        std::uint64_t id, const nvme::CmRequest& wanted,
                                                        std::string peer) {
@@ -344,6 +353,12 @@ FusedFirst Connection::take_first() noexcept {
 void Connection::await_second(Command& first) {
   first_ = {&first, false};
   second_late_.arm(reactor_.reactor().now() + kSecondLate);
+}
+
+bool Connection::abort(Cid cid) {
+  for (Command& each : commands())
+    if (!ended() && each.is_live(cid)) return each.abort();
+  return false;
 }
 
 void Connection::forget(Command&) {

@@ -31,6 +31,8 @@ class CommandList {
   [[nodiscard]] Command* front() const noexcept { return head_; }
   void push_back(Command& command) noexcept;
   Command* pop_front() noexcept;
+  /// It is in the list.
+  void remove(Command& command) noexcept;
 
  private:
   Command* head_ = nullptr;
@@ -115,6 +117,9 @@ class Connection final : public transport::ConnectionHandler {
   /// Get in line for credits; served before the call returns if there are some.
   void request_read_credit(Command& command);
   void request_send_credit(Command& command);
+  void cancel_read_credit(Command& command) noexcept { awaiting_read_.remove(command); }
+  /// Abort: true, the command of that CID is not carried out; it is answered so, now or when what it waits for lets it go.
+  [[nodiscard]] bool abort(Cid cid);
   [[nodiscard]] std::uint32_t read_credits() const noexcept;
   [[nodiscard]] std::uint32_t send_credits() const noexcept { return send_credits_.free(); }
   /// Takes the credits. `command` hears of the last request's completion, which is signaled here.

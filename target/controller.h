@@ -48,6 +48,7 @@ class ErrorLog {
     nvme::Status status;
     Nsid nsid;
     Lba lba;
+    std::uint16_t location = 0xffff;  ///< of the parameter at fault (status.h)
   };
   void record(Entry entry) noexcept;
   /// Newest first; entries without a number at the end.
@@ -72,6 +73,7 @@ struct Features {
 class Controller {
  public:
   static constexpr std::size_t kHeldEventsMax = 4;  // AERL is one less
+  static constexpr std::uint32_t kAbortsMax = 4;    // ACL is one less
   struct Identity {
     Cntlid cntlid;
     nvme::Nqn host_nqn;
@@ -130,6 +132,8 @@ class Controller {
   [[nodiscard]] std::vector<Command*>& held_events() noexcept { return held_events_; }
   [[nodiscard]] ChangedNamespaces& changed_namespaces() noexcept { return changed_namespaces_; }
   [[nodiscard]] AccessNotice& access_notice() noexcept { return access_notice_; }
+  /// Abort commands that wait for other reactors, at most kAbortsMax.
+  [[nodiscard]] std::uint32_t& aborts() noexcept { return aborts_; }
 
  private:
   void on_timer();
@@ -150,6 +154,7 @@ class Controller {
   std::vector<Command*> held_events_;
   ChangedNamespaces changed_namespaces_;
   AccessNotice access_notice_;
+  std::uint32_t aborts_ = 0;
   std::function<void()> on_expired_;
   transport::Timer timer_;
 };

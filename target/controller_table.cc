@@ -99,6 +99,13 @@ std::vector<ConnectionRef> ControllerTable::io_queues(Controller& controller) co
   return queues;
 }
 
+std::optional<ConnectionRef> ControllerTable::queue(const Controller& controller, Qid qid) const {
+  const std::lock_guard lock(mutex_);
+  for (const Queue& each : entries_.at(controller.identity().cntlid).queues)
+    if (each.qid == qid) return each.connection;
+  return std::nullopt;
+}
+
 std::size_t ControllerTable::io_queue_count(const Controller& controller) const {
   const std::lock_guard lock(mutex_);
   const auto& queues = entries_.at(controller.identity().cntlid).queues;

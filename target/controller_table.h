@@ -48,6 +48,8 @@ class ControllerTable {
   /// identifier) and subsystem as `asking`, or `asking` itself.
   [[nodiscard]] std::optional<std::vector<ConnectionRef>> fence(std::uint64_t association, const Controller& asking);
   [[nodiscard]] std::vector<ConnectionRef> io_queues(Controller& controller) const;
+  /// Of queue `qid`; nothing if there is none.
+  [[nodiscard]] std::optional<ConnectionRef> queue(const Controller& controller, Qid qid) const;
   [[nodiscard]] std::size_t io_queue_count(const Controller& controller) const;
   [[nodiscard]] bool contains(Cntlid cntlid) const;
   [[nodiscard]] std::size_t size() const;

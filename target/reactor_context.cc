@@ -142,6 +142,20 @@ void ReactorContext::close_connection(std::uint64_t id, std::string reason) {
   });
 }
 
+bool ReactorContext::abort(std::uint64_t id, Cid cid) {
+  const auto found = connections_.find(id);
+  return found != connections_.end() && found->second->abort(cid);
+}
+
+void ReactorContext::answer_abort(std::uint64_t id, std::uint32_t slot, std::uint32_t ticket, bool aborted) {
+  const auto found = connections_.find(id);
+  if (found == connections_.end() || found->second->ended()) return;
+  Command& command = found->second->commands()[slot];
+  if (command.ticket() != ticket || command.state() != CommandState::held) return;
+  --command.controller().aborts();
+  command.complete_held(nvme::Status(), abort_result(aborted));
+}
+
 void ReactorContext::bury(Connection& connection) {
   const auto found = connections_.find(connection.id());
   check(found != connections_.end(), "a connection ends once");

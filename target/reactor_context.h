@@ -91,6 +91,10 @@ class ReactorContext {
   void note_change(const Subsystem& subsystem, Nsid nsid);
   /// Tells the hosts whose admin queue is here and came through `port` that its access state has changed.
   void note_access_change(const Port& port);
+  /// As Connection::abort(); false if the connection is gone.
+  [[nodiscard]] bool abort(std::uint64_t id, Cid cid);
+  /// Answers an Abort command that was held for another reactor's `aborted`, if it is still there.
+  void answer_abort(std::uint64_t id, std::uint32_t slot, std::uint32_t ticket, bool aborted);
   // Turns of a namespace (turns.h). `ns` is there: a pair that waits for this holds it.
   void begin_turns(Namespace& ns);
   /// This reactor takes turns.

@@ -22,6 +22,10 @@ namespace rbt::target {
 
 [[nodiscard]] Step async_event_request(Command& command);
 [[nodiscard]] Step abort_command(Command& command);
+/// DW0 of its completion.
+[[nodiscard]] constexpr std::uint64_t abort_result(bool aborted) noexcept {
+  return aborted ? 0 : 1;
+}
 [[nodiscard]] Step keep_alive(Command& command);
 
 /// docs/recovery.md. The log page is one of get_log_page()'s.

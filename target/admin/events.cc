@@ -8,6 +8,8 @@
 #include "target/admin/admin.h"
 #include "target/connection.h"
 #include "target/controller.h"
+#include "target/core.h"
+#include "target/reactor_context.h"
 
 namespace rbt::target {
 
@@ -74,22 +76,36 @@ void complete_held_events(Controller& controller, Status status) {
     each->complete_held(status, 0);
 }
 
+// What waits for something and has changed nothing is stopped; whatever else there is ends by itself, and DW0 says so.
 Step abort_command(Command& command) {
-  constexpr std::uint64_t kNotAborted = 1;  // DW0 bit 0
   const auto wanted = nvme::parse_abort(command.sqe());
-  auto& held = command.controller().held_events();
-  const auto found = std::find_if(held.begin(), held.end(), [&](const Command* each) {
+  Controller& controller = command.controller();
+  ReactorContext& here = command.connection().reactor();
+  const auto answer = [&](bool aborted) {
+    command.set_result(abort_result(aborted));
+    return command.finish(Status());
+  };
+  auto& held = controller.held_events();
+  const auto event = std::find_if(held.begin(), held.end(), [&](const Command* each) {
     return wanted.qid == Qid(0) && each->sqe().command_id() == wanted.cid;
   });
-  // Everything else ends by itself soon, one way or the other.
-  if (found == held.end()) {
-    command.set_result(kNotAborted);
-    return command.finish(Status());
+  if (event != held.end()) {
+    Command* const aborted = *event;
+    held.erase(event);
+    aborted->complete_held(StatusCode::abort_requested, 0);
+    return answer(true);
   }
-  Command* const aborted = *found;
-  held.erase(found);
-  aborted->complete_held(StatusCode::abort_requested, 0);
-  return command.finish(Status());
+  const auto queue = here.core().controllers.queue(controller, wanted.qid);
+  if (!queue) return answer(false);
+  if (queue->reactor == &here) return answer(here.abort(queue->id, wanted.cid));
+  if (controller.aborts() >= Controller::kAbortsMax) return command.finish(Status(StatusCode::abort_limit_exceeded));
+  ++controller.aborts();
+  queue->reactor->post([queue = *queue, cid = wanted.cid, &here, id = command.connection().id(), slot = command.index(),
+                        ticket = command.ticket()] {
+    const bool aborted = queue.reactor->abort(queue.id, cid);
+    here.post([&here, id, slot, ticket, aborted] { here.answer_abort(id, slot, ticket, aborted); });
+  });
+  return Step::held;
 }
 
 Step keep_alive(Command& command) {

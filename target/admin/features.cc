@@ -102,7 +102,7 @@ Expected<Plan> plan_set_features(Command& command) {
   // Over fabrics the host identifier is Connect's for good (5.27.1.25).
   if (wanted.fid == NVME_FEAT_FID_HOST_ID) return refuse(StatusCode::command_sequence_error);
   const auto bytes = data_bytes(command, wanted.fid);
-  if (!bytes) return tl::unexpected(bytes.error());
+  if (!bytes) return command.blame(40), tl::unexpected(bytes.error());
   return plan_for(*bytes);
 }
 
@@ -119,7 +119,10 @@ Step set_features(Command& command) {
       controller.set_keep_alive(std::chrono::milliseconds(wanted.value));
       return command.finish(Status());
     case NVME_FEAT_FID_ASYNC_EVENT:
-      if ((wanted.value & ~async_events_known(command)) != 0) break;
+      if ((wanted.value & ~async_events_known(command)) != 0) {
+        command.blame(44);
+        break;
+      }
       controller.features().async_events = wanted.value;
       send_due_events(controller);  // of what changed before the host could ask for it
       return command.finish(Status());
@@ -130,48 +133,54 @@ Step set_features(Command& command) {
 
 Expected<Plan> plan_get_features(Command& command) {
   const auto wanted = nvme::parse_get_features(command.sqe());
-  if (!wanted) return tl::unexpected(wanted.error());
-  // ONCS bit 4 is 0: there are no saved or default values to choose.
-  if (wanted->select != nvme::FeatureSelect::current) return refuse(StatusCode::invalid_field);
+  if (!wanted) return command.blame(41), tl::unexpected(wanted.error());
   // EXHID: over fabrics a host identifier has 16 bytes.
   if (wanted->fid == NVME_FEAT_FID_HOST_ID && (wanted->value & kExtendedHostId) == 0)
-    return refuse(StatusCode::invalid_field);
+    return command.blame(44), refuse(StatusCode::invalid_field);
   const auto bytes = data_bytes(command, wanted->fid);
-  if (!bytes) return tl::unexpected(bytes.error());
+  if (!bytes) return command.blame(40), tl::unexpected(bytes.error());
+  // What can be done with a feature is said in DW0, whatever data it has itself.
+  if (wanted->select == nvme::FeatureSelect::supported) return Plan{.more_tolerated = true};
   return plan_for(*bytes);
 }
 
-Step get_features(Command& command) {
-  const auto wanted = nvme::parse_get_features(command.sqe());
+namespace {
+
+// DW0 of the feature, and its data if it has any. What was never saved is saved as it is by default (5.15.1).
+std::uint64_t feature_value(const Command& command, std::uint8_t fid, bool current) {
   Controller& controller = command.controller();
-  switch (wanted->fid) {
+  switch (fid) {
     case NVME_FEAT_FID_NUM_QUEUES: {
-      const std::uint32_t granted = controller.io_queues_granted();
-      command.set_result(nvme::encode_queue_counts({granted, granted}));
-      return command.finish(Status());
+      const std::uint32_t count = current ? controller.io_queues_granted() : controller.io_queues_max();
+      return nvme::encode_queue_counts({count, count});
     }
-    case NVME_FEAT_FID_VOLATILE_WC:
-      command.set_result(controller.write_cache_enabled() ? kWriteCacheEnable : 0);
-      return command.finish(Status());
-    case NVME_FEAT_FID_KATO:
-      command.set_result(static_cast<std::uint64_t>(controller.keep_alive().count()));
-      return command.finish(Status());
-    case NVME_FEAT_FID_ASYNC_EVENT:
-      command.set_result(controller.features().async_events);
-      return command.finish(Status());
+    case NVME_FEAT_FID_VOLATILE_WC: return !current || controller.write_cache_enabled() ? kWriteCacheEnable : 0;
+    case NVME_FEAT_FID_KATO: return current ? static_cast<std::uint64_t>(controller.keep_alive().count()) : 0;
+    case NVME_FEAT_FID_ASYNC_EVENT: return current ? controller.features().async_events : 0;
     case NVME_FEAT_FID_TIMESTAMP: {
-      const nvme::Le64 now(timestamp_now(command));
+      const nvme::Le64 now(current ? timestamp_now(command) : 0);
       std::memcpy(command.buffer().data(), &now, sizeof now);
-      return command.finish(Status());
+      return 0;
     }
     case NVME_FEAT_FID_HOST_ID: {
       const auto& id = controller.identity().host_id.bytes();
       std::memcpy(command.buffer().data(), id.data(), id.size());
-      return command.finish(Status());
+      return 0;
     }
-    default: break;
+    default: return 0;  // plan_get_features() lets no other pass
   }
-  return command.finish(Status::permanent(StatusCode::invalid_field));
+}
+
+}  // namespace
+
+Step get_features(Command& command) {
+  constexpr std::uint64_t kChangeable = 1u << 2;  // not saveable, not of one namespace
+  const auto wanted = nvme::parse_get_features(command.sqe());
+  if (wanted->select == nvme::FeatureSelect::supported)
+    command.set_result(wanted->fid == NVME_FEAT_FID_HOST_ID ? 0 : kChangeable);
+  else
+    command.set_result(feature_value(command, wanted->fid, wanted->select == nvme::FeatureSelect::current));
+  return command.finish(Status());
 }
 
 }  // namespace rbt::target

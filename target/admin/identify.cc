@@ -29,7 +29,6 @@ constexpr std::uint8_t kCommandSetNvm = 0;
 constexpr std::uint8_t kMdts = 8;  // 2^8 pages of 4 KiB
 static_assert(kTransferMax == 4096u << kMdts);
 constexpr std::uint16_t kKeepAliveGranularity = 1;     // of 100 ms
-constexpr std::uint8_t kAbortLimit = 3;                // ACL, 0's based
 constexpr std::uint8_t kFirmwareSlots = 1u << 1 | 1u;  // one slot, read only
 constexpr std::uint32_t kSglsPlain = 1u << 0;          // no alignment or granularity asked for
 constexpr std::uint32_t kSglsKeyed = 1u << 2;
@@ -63,9 +62,9 @@ void describe_io_controller(nvme_id_ctrl& id, const Controller& controller) {
   id.cqes = 0x44;
   id.nn = id.mnan = to_le(Subsystem::kNsidMax);
   // A namespace that cannot write zeroes says so itself (Invalid Command Opcode).
-  id.oncs =
-      to_le(static_cast<std::uint16_t>(NVME_CTRL_ONCS_COMPARE | NVME_CTRL_ONCS_DSM | NVME_CTRL_ONCS_TIMESTAMP |
-                                       NVME_CTRL_ONCS_WRITE_ZEROES | NVME_CTRL_ONCS_VERIFY | NVME_CTRL_ONCS_COPY));
+  id.oncs = to_le(static_cast<std::uint16_t>(NVME_CTRL_ONCS_COMPARE | NVME_CTRL_ONCS_DSM | NVME_CTRL_ONCS_TIMESTAMP |
+                                             NVME_CTRL_ONCS_WRITE_ZEROES | NVME_CTRL_ONCS_VERIFY | NVME_CTRL_ONCS_COPY |
+                                             NVME_CTRL_ONCS_SAVE_FEATURES));
   id.fuses = to_le(static_cast<std::uint16_t>(NVME_CTRL_FUSES_COMPARE_AND_WRITE));
   id.ocfs = to_le(std::uint16_t{1});  // Copy descriptors of format 0
   id.vwc = static_cast<std::uint8_t>(kVwcFlushAll | (controller.offers_write_cache() ? kVwcPresent : 0));
@@ -87,7 +86,7 @@ Step identify_controller(Command& command) {
   id.cntlid = to_le(controller.identity().cntlid.value());
   id.ver = to_le(Registers::version().raw);
   id.ctratt = to_le(static_cast<std::uint32_t>(NVME_CTRL_CTRATT_128_ID | NVME_CTRL_CTRATT_TBKAS));
-  id.acl = kAbortLimit;
+  id.acl = Controller::kAbortsMax - 1;
   id.aerl = Controller::kHeldEventsMax - 1;
   id.frmw = kFirmwareSlots;
   id.elpe = ErrorLog::kEntries - 1;
@@ -179,10 +178,10 @@ Expected<Plan> plan_identify(Command& command) {
   const Subsystem& subsystem = command.controller().subsystem();
   const Plan plan{.memory = Plan::Memory::buffer, .bytes = nvme::kIdentifyBytes};
   if (wanted.cns == NVME_IDENTIFY_CNS_CTRL) return plan;
-  if (subsystem.kind() == ControllerKind::discovery) return refuse(StatusCode::invalid_field);
+  if (subsystem.kind() == ControllerKind::discovery) return command.blame(40), refuse(StatusCode::invalid_field);
   switch (wanted.cns) {
     case NVME_IDENTIFY_CNS_CSI_NS:
-      if (wanted.command_set != kCommandSetNvm) return refuse(StatusCode::invalid_field);
+      if (wanted.command_set != kCommandSetNvm) return command.blame(47), refuse(StatusCode::invalid_field);
       [[fallthrough]];
     case NVME_IDENTIFY_CNS_ALLOCATED_NS:
     case NVME_IDENTIFY_CNS_NS:
@@ -191,7 +190,7 @@ Expected<Plan> plan_identify(Command& command) {
         return refuse(StatusCode::invalid_namespace);
       return plan;
     case NVME_IDENTIFY_CNS_CSI_NS_ACTIVE_LIST:
-      if (wanted.command_set != kCommandSetNvm) return refuse(StatusCode::invalid_field);
+      if (wanted.command_set != kCommandSetNvm) return command.blame(47), refuse(StatusCode::invalid_field);
       [[fallthrough]];
     case NVME_IDENTIFY_CNS_ALLOCATED_NS_LIST:
     case NVME_IDENTIFY_CNS_NS_ACTIVE_LIST:
@@ -201,9 +200,9 @@ Expected<Plan> plan_identify(Command& command) {
       if (command.namespaces().find(wanted.nsid) == nullptr) return refuse(StatusCode::invalid_namespace);
       return plan;
     case NVME_IDENTIFY_CNS_CSI_CTRL:
-      if (wanted.command_set != kCommandSetNvm) return refuse(StatusCode::invalid_field);
+      if (wanted.command_set != kCommandSetNvm) return command.blame(47), refuse(StatusCode::invalid_field);
       return plan;
-    default: return refuse(StatusCode::invalid_field);
+    default: return command.blame(40), refuse(StatusCode::invalid_field);
   }
 }
 

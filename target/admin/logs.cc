@@ -46,7 +46,7 @@ Step error_log(Command& command, const GetLogPage& wanted) {
     log[i].sqid = to_le(entries[i].qid.value());
     log[i].cmdid = to_le(entries[i].cid.value());
     log[i].status_field = to_le(entries[i].status.to_completion());
-    log[i].parm_error_location = 0xffff;  // not said
+    log[i].parm_error_location = to_le(entries[i].location);
     log[i].lba = to_le(entries[i].lba.value());
     log[i].nsid = to_le(entries[i].nsid.value());
   }

@@ -25,7 +25,10 @@ Expected<Plan> plan_copy(Command& command) {
   const auto ns = find_writable(command);
   if (!ns) return tl::unexpected(ns.error());
   const auto wanted = nvme::parse_copy(command.sqe());
-  if (!wanted) return tl::unexpected(wanted.error());
+  if (!wanted) {
+    wanted.error().code() == StatusCode::invalid_field ? command.blame(49) : command.blame(48);
+    return tl::unexpected(wanted.error());
+  }
   static_assert(nvme::kCopyRangesMax * sizeof(nvme::CopyRangeWire) + kCopyMax == kTransferMax);
   // The blocks lie behind the ranges.
   return Plan{.memory = Plan::Memory::side_buffer,

@@ -44,7 +44,7 @@ struct CopyLimits {
 /// invalid_namespace…: as above; namespace_write_protected for a read-only one.
 [[nodiscard]] nvme::Expected<ServedNamespace*> find_writable(const Command& command);
 /// The blocks that the command names, at most kTransferMax bytes, to be moved: where all such ranges are judged.
-[[nodiscard]] nvme::Expected<Plan> plan_transfer(const Command& command, const nvme::Expected<ServedNamespace*>& ns);
+[[nodiscard]] nvme::Expected<Plan> plan_transfer(Command& command, const nvme::Expected<ServedNamespace*>& ns);
 /// What a write must have reached before its answer: FUA, or no volatile write cache.
 [[nodiscard]] Durability durability_of(const Command& command, nvme::ForceUnitAccess fua);
 

@@ -28,7 +28,7 @@ Durability durability_of(const Command& command, nvme::ForceUnitAccess fua) {
   return durable ? Durability::durable : Durability::cached;
 }
 
-Expected<Plan> plan_transfer(const Command& command, const Expected<ServedNamespace*>& ns) {
+Expected<Plan> plan_transfer(Command& command, const Expected<ServedNamespace*>& ns) {
   if (!ns) return tl::unexpected(ns.error());
   const Geometry& geometry = (*ns)->geometry();
   const auto block = nvme::parse_block_command(command.sqe());
@@ -36,7 +36,7 @@ Expected<Plan> plan_transfer(const Command& command, const Expected<ServedNamesp
   if (!range) return tl::unexpected(range.error());
   // At most 65536 blocks: no overflow. More than MDTS is Invalid Field (Base 2.0, 5.17.2.1).
   const std::uint64_t bytes = block.count.value() << geometry.block_shift.value();
-  if (bytes > kTransferMax) return refuse(StatusCode::invalid_field);
+  if (bytes > kTransferMax) return command.blame(48), refuse(StatusCode::invalid_field);
   return Plan{.memory = Plan::Memory::blocks,
               .bytes = static_cast<std::uint32_t>(bytes),
               .ns = *ns,

@@ -78,7 +78,7 @@ TEST_CASE("Identify Controller says what hosts insist on, and nothing that is no
   CHECK((id.anacap & 0x1f) == 0x1f);
   CHECK(from_le(id.anagrpmax) == 1);
   CHECK(from_le(id.nanagrpid) == 1);
-  CHECK(from_le(id.oncs) == (1u << 0 | 1u << 2 | 1u << 3 | 1u << 6 | 1u << 7 | 1u << 8));
+  CHECK(from_le(id.oncs) == (1u << 0 | 1u << 2 | 1u << 3 | 1u << 4 | 1u << 6 | 1u << 7 | 1u << 8));
   CHECK(from_le(id.ocfs) == 1);
   CHECK(from_le(id.sgls) == (1u << 20 | 1u << 2 | 1u));
   CHECK(from_le(id.ioccsz) == (64 + 4096) / 16);
@@ -198,6 +198,86 @@ TEST_CASE("The error log holds the last failures, newest first") {
   CHECK(from_le(log[2].error_count) == 0);
 }
 
+TEST_CASE("The error log says which byte of the entry was wrong, which block, and which queue") {
+  AdminRig rig({.store = "error:read,lba=77,ram:size=16MiB,block=4096"});
+  RawQueue& io = rig.io_queue(rig.association, Qid(1));
+  auto to = rig.memory(rig.admin, 4096);
+  auto io_to = rig.memory(io, 4096);
+  struct Mistake {
+    nvme::SubmissionQueueEntry sqe;
+    std::uint16_t location;
+    std::uint64_t lba = 0;
+    bool on_io = true;
+    std::uint32_t length = 4096;
+  };
+  const auto read = [](std::uint64_t lba, std::uint64_t count = 1) {
+    return nvme::encode_block_command(nvme::IoOpcode::read,
+                                      {.nsid = Nsid(1), .first = Lba(lba), .count = Blocks(count)});
+  };
+  const auto with = [](nvme::SubmissionQueueEntry sqe, auto change) {
+    change(sqe);
+    return sqe;
+  };
+  const Mistake mistakes[] = {
+      {with(read(0), [](auto& sqe) { sqe.opcode = 0x04; }), 0},
+      {with(read(0), [](auto& sqe) { sqe.flags = 0x41; }), 1},
+      {with(read(0), [](auto& sqe) { sqe.flags = 0x44; }), 2 << 8 | 1},
+      {with(read(0), [](auto& sqe) { sqe.flags = 0; }), 6 << 8 | 1},
+      {with(read(0), [](auto& sqe) { sqe.nsid = 9u; }), 4},
+      {read(0x123456), 40, 0x123456},
+      {read(0, 300), 48},
+      {read(0), 32, 0, true, 512},
+      {read(77), 0xffff, 77},  // the medium: no parameter is wrong
+      {AdminRig::identify_entry(0x55, 0), 40, 0, false},
+      {AdminRig::log_entry(0x77, 4096), 40, 0, false},
+      {nvme::encode_get_features({.nsid = Nsid(0), .fid = 0x99}), 40, 0, false},
+      {nvme::encode_set_features({.nsid = Nsid(0), .fid = 0x0b, .value = 1u << 20}), 44, 0, false, 0},
+      {nvme::encode_set_features({.nsid = Nsid(0), .fid = 0x0f, .save = nvme::SaveFeature::yes}), 7 << 8 | 43, 0,
+       false},
+  };
+  std::uint64_t count = 0;
+  for (const Mistake& mistake : mistakes) {
+    INFO("mistake " << count);
+    const auto response =
+        rig.transfer(mistake.on_io ? io : rig.admin, mistake.sqe, mistake.on_io ? *io_to : *to, mistake.length);
+    CHECK_FALSE(response.status().ok());
+    const auto log = rig.log<std::array<nvme_error_log_page, 64>>(NVME_LOG_LID_ERROR);
+    CHECK(from_le(log[0].error_count) == ++count);
+    CHECK(from_le(log[0].parm_error_location) == mistake.location);
+    CHECK(from_le(log[0].lba) == mistake.lba);
+    CHECK(from_le(log[0].sqid) == (mistake.on_io ? 1 : 0));
+    CHECK(from_le(log[0].cmdid) == response.cqe.cid.get());
+    CHECK(nvme::Status::from_completion(from_le(log[0].status_field)) == response.status());
+  }
+}
+
+TEST_CASE(
+    "The SMART log counts Compare and Verify as reads, Copy as a write, and only the medium's errors as the medium's") {
+  AdminRig rig({.store = "error:read,lba=77,ram:size=16MiB,block=4096"});
+  RawQueue& io = rig.io_queue(rig.association, Qid(1));
+  auto data = rig.memory(io, 1 << 20);
+  const auto send = [&](nvme::IoOpcode opcode, std::uint64_t lba, std::uint64_t count) {
+    const auto sqe = nvme::encode_block_command(opcode, {.nsid = Nsid(1), .first = Lba(lba), .count = Blocks(count)});
+    return rig.transfer(io, sqe, *data, static_cast<std::uint32_t>(count * 4096)).status().ok();
+  };
+  CHECK(send(nvme::IoOpcode::compare, 100, 256));
+  CHECK(send(nvme::IoOpcode::verify, 100, 256));
+  CHECK_FALSE(send(nvme::IoOpcode::verify, 77, 1));
+  CHECK_FALSE(send(nvme::IoOpcode::read, 1 << 20, 1));
+  const auto range = nvme::encode_copy_range({Lba(100), Blocks(255)});
+  std::memcpy(data->bytes().data(), &range, sizeof range);
+  CHECK(
+      rig.transfer(io, nvme::encode_copy({.nsid = Nsid(1), .first = Lba(500), .ranges = 1}), *data, 32).status().ok());
+  CHECK_FALSE(send(nvme::IoOpcode::compare, 100, 1));  // zeroes, and not what is in `data` now
+  const auto log = rig.log<nvme_smart_log>(NVME_LOG_LID_SMART);
+  CHECK(log.host_reads[0] == 2);
+  CHECK(log.data_units_read[0] == 5);  // 2 MiB: 4096 units of 512, in thousands, rounded up
+  CHECK(log.host_writes[0] == 1);
+  CHECK(log.data_units_written[0] == 3);
+  CHECK(log.media_errors[0] == 1);
+  CHECK(log.num_err_log_entries[0] == 3);
+}
+
 TEST_CASE("The SMART log counts what was really moved") {
   AdminRig rig({.store = "ram:size=16MiB,block=4096"});
   RawQueue& io = rig.io_queue(rig.association, Qid(1));
@@ -315,11 +395,50 @@ TEST_CASE("Features that hosts set are there, and others are not") {
   // a RAM store has no volatile write cache to switch off
   CHECK(rig.get_feature(NVME_FEAT_FID_VOLATILE_WC).code() == StatusCode::invalid_field);
   CHECK(rig.set_feature(NVME_FEAT_FID_HOST_ID, 1).code() == StatusCode::command_sequence_error);
-  auto saved =
-      nvme::encode_get_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_KATO, .select = nvme::FeatureSelect::saved});
-  CHECK(rig.execute(rig.admin, saved).code() == StatusCode::invalid_field);
   auto save = nvme::encode_set_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_KATO, .save = nvme::SaveFeature::yes});
   CHECK(rig.execute(rig.admin, save).code() == StatusCode::feature_not_saveable);
+}
+
+TEST_CASE("Features have a current, a default and a saved value, and say what can be done with them") {
+  Gate gate;  // and a write cache
+  gate.open = true;
+  AdminRig rig({.gate = &gate});
+  auto to = rig.memory(rig.admin, 16);
+  const auto get = [&](std::uint8_t fid, nvme::FeatureSelect select, std::uint32_t length) {
+    const auto sqe = nvme::encode_get_features({.nsid = Nsid(0), .fid = fid, .select = select, .value = 1});
+    const auto response = rig.transfer(rig.admin, sqe, *to, length);
+    rig.require_ok(response);
+    return response.cqe.dw0();
+  };
+  using enum nvme::FeatureSelect;
+  struct Feature {
+    std::uint8_t fid;
+    std::uint32_t set, current, default_value;
+  };
+  const Feature features[] = {{NVME_FEAT_FID_VOLATILE_WC, 0, 0, 1},
+                              {NVME_FEAT_FID_NUM_QUEUES, 0x00020003, 0x00020002, 0x003f003f},
+                              {NVME_FEAT_FID_ASYNC_EVENT, 0x11f, 0x11f, 0},
+                              {NVME_FEAT_FID_KATO, 5000, 5000, 0}};
+  for (const Feature& feature : features) {
+    INFO(int{feature.fid});
+    REQUIRE(rig.set_feature(feature.fid, feature.set).status().ok());
+    CHECK(get(feature.fid, current, 0) == feature.current);
+    CHECK(get(feature.fid, default_value, 0) == feature.default_value);
+    CHECK(get(feature.fid, saved, 0) == feature.default_value);  // nothing was ever saved
+    CHECK(get(feature.fid, supported, 0) == 4);                  // changeable
+  }
+  CHECK(get(NVME_FEAT_FID_TIMESTAMP, default_value, 8) == 0);
+  CHECK(get(NVME_FEAT_FID_TIMESTAMP, supported, 0) == 4);
+  CHECK(get(NVME_FEAT_FID_TIMESTAMP, supported, 8) == 4);  // nvme-cli sends a buffer along
+  CHECK(get(NVME_FEAT_FID_HOST_ID, saved, 16) == 0);
+  CHECK(get(NVME_FEAT_FID_HOST_ID, supported, 16) == 0);  // Connect's for good
+  for (const auto select : {current, default_value, saved, supported}) {
+    const auto unknown = nvme::encode_get_features({.nsid = Nsid(0), .fid = 0x04, .select = select});
+    CHECK(rig.execute(rig.admin, unknown).code() == StatusCode::invalid_field);
+  }
+  auto reserved = nvme::encode_get_features({.nsid = Nsid(0), .fid = NVME_FEAT_FID_KATO});
+  reserved.cdw10 = reserved.cdw10.get() | 4u << 8;
+  CHECK(rig.execute(rig.admin, reserved).code() == StatusCode::invalid_field);
 }
 
 TEST_CASE("The host identifier is Connect's") {
