@@ -128,8 +128,9 @@ nvme_id_ns describe_namespace(const ServedNamespace& ns) {
   id.nawupf = zero_based(geometry.atomic_write_failing);
   id.nacwu = id.nawun;  // a fused Compare and Write, for whoever reads meanwhile
   // NABSN, NABSPF 0: no boundaries that an atomic write must not cross.
-  // DLFEAT: 001b, deallocated blocks read as zeroes; bit 3, Write Zeroes may deallocate.
-  if (geometry.discard != Ability::none && geometry.discard_reads_zero) id.dlfeat = 1u << 3 | 1u;
+  // DLFEAT: 001b, deallocated blocks read as zeroes; bit 3, Write Zeroes deallocates if it may: where the medium does.
+  if (geometry.discard != Ability::none && geometry.discard_reads_zero) id.dlfeat = 1u;
+  if (geometry.discard == Ability::native && geometry.write_zeroes == Ability::native) id.dlfeat |= 1u << 3;
   if (geometry.read_only) id.nsattr = NVME_NS_NSATTR_WRITE_PROTECTED;
   if (const auto bytes = geometry.block_shift.bytes(geometry.blocks)) {
     const std::uint64_t le = to_le(bytes->value());

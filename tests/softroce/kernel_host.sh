@@ -125,6 +125,28 @@ claim "blkdiscard -z: write zeroes" passes blkdiscard -z -o 12M -l 4M "$device"
 claim "blkdiscard -z: the range reads as zeroes" reads_as_zeroes "$device" 12 4
 claim "What lies between them is still there" fails reads_as_zeroes "$device" 8 4
 
+# --- The rest of the command set, by nvme-cli, in the first blocks ------------------------------------------------------
+
+head -c $((8 * main_block)) /dev/urandom >"$scratch/blocks"
+dd if="$scratch/blocks" of="$device" bs=$((8 * main_block)) count=1 oflag=direct status=none
+# FIRST: whether the eight blocks from there on are those of the file
+compares() { passes nvme compare "$device" -s "$1" -c 7 -z $((8 * main_block)) -d "$scratch/blocks"; }
+claim "nvme compare: the same blocks" compares 0
+claim "nvme compare: other blocks" fails compares 8
+claim "nvme verify" passes nvme verify "$device" -s 0 -c 1023
+claim "nvme copy, two ranges the other way round" passes nvme copy "$device" -d 100 -s 4,0 -b 3,3
+claim "nvme copy: the first range is where the second was" passes cmp -n $((4 * main_block)) \
+	<(dd if="$device" bs=$main_block skip=104 count=4 iflag=direct status=none) "$scratch/blocks"
+claim "nvme copy, onto itself and beyond" passes nvme copy "$device" -d 4 -s 0 -b 7
+claim "nvme copy: what overlaps is copied as it was" compares 4
+claim "nvme write-zeroes with deallocation" passes nvme write-zeroes "$device" -s 4 -c 7 -d
+claim "nvme write-zeroes: the range reads as zeroes" passes cmp -n $((8 * main_block)) \
+	<(dd if="$device" bs=$main_block skip=4 count=8 iflag=direct status=none) /dev/zero
+claim "nvme dsm" passes nvme dsm "$device" -s 0,100 -b 4,8 -d
+claim "nvme get-feature, what can be done with it" ends 0 20 'capabilities: *0x0*4$|value: *0x0*4$|[Cc]hangeable' \
+	nvme get-feature "$device" -f 0x0f -s 3
+claim "nvme error-log has the comparison that failed" ends 0 20 'Compare|0x2?285|0x85' nvme error-log "$device" -e 1
+
 # --- A file system ----------------------------------------------------------------------------------------------------
 
 python3 - "$scratch/tree" <<'PYTHON'
