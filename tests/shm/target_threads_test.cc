@@ -169,6 +169,70 @@ TEST_CASE("Hosts come and go on three threads while a fourth asks for statistics
     CHECK(reactor.buffers_free == reactor.buffers_size);
 }
 
+TEST_CASE("Pairs on three threads increase a counter by one each, beside writes, zeroes and Aborts") {
+  ThreadsRig rig;
+  const auto queues = rig.arrive(6);
+  static constexpr std::uint64_t kGoal = 60;
+  static constexpr std::uint64_t kCounter = 100;
+  struct Pair {
+    RawQueue* queue;
+    std::unique_ptr<HostMemory> memory;  // what is expected, what is to be written
+    std::uint64_t seen = 0, increases = 0;
+    std::uint16_t first = 0, second = 0;
+    std::size_t others = 0;  // answers that are to come, the first half's apart
+  };
+  std::vector<Pair> pairs;
+  for (std::size_t i = 1; i < queues.size(); ++i)
+    pairs.push_back({queues[i], std::make_unique<HostMemory>(queues[i]->connection->domain(), 2 * kBlock)});
+  const auto attempt = [&](Pair& pair) {
+    const std::uint64_t next = pair.seen + 1;
+    std::memcpy(pair.memory->bytes().data(), &pair.seen, sizeof next);
+    std::memcpy(pair.memory->bytes().data() + kBlock, &next, sizeof next);
+    // Beside the counter, in the same word of the range lock.
+    pair.queue->submit(ThreadsRig::entry(nvme::IoOpcode::write, kCounter + 1, *pair.memory));
+    auto zeroes = nvme::encode_block_command(nvme::IoOpcode::write_zeroes,
+                                             {.nsid = Nsid(1), .first = Lba(kCounter + 2), .count = Blocks(20)});
+    pair.queue->submit(zeroes);
+    pair.others += 3;
+    auto first = ThreadsRig::entry(nvme::IoOpcode::compare, kCounter, *pair.memory);
+    auto second = ThreadsRig::entry(nvme::IoOpcode::write, kCounter, *pair.memory);
+    first.flags |= 1;
+    second.flags |= 2;
+    second.sgl = pair.memory->keyed(kBlock, kBlock);
+    pair.first = pair.queue->submit(first);
+    pair.second = pair.queue->submit(second);
+    // Of a command that there is not, on a queue of another thread most likely.
+    if (pair.seen % 8 == 0) queues[0]->submit(nvme::encode_abort({.qid = Qid(1), .cid = Cid(0xfff0)}));
+  };
+  for (Pair& pair : pairs)
+    attempt(pair);
+  CHECK(rig.run_until([&] {
+    for (Pair& pair : pairs) {
+      if (const auto written = pair.queue->take(pair.second)) {
+        CHECK(pair.queue->take(pair.first).has_value());  // it was answered before
+        if (written->status().ok()) ++pair.increases;
+        --pair.others;
+      }
+      while (!pair.queue->responses.empty() && pair.queue->responses.front().cqe.cid.get() != pair.first) {
+        CHECK(pair.queue->responses.front().status().ok());
+        pair.queue->responses.pop_front();
+        --pair.others;
+      }
+      if (pair.others == 0 && pair.seen < kGoal && ++pair.seen < kGoal) attempt(pair);
+    }
+    queues[0]->responses.clear();
+    return std::all_of(pairs.begin(), pairs.end(), [](const Pair& pair) { return pair.seen >= kGoal; });
+  }));
+  std::uint64_t sum = 0, counter = 0;
+  for (const Pair& pair : pairs)
+    sum += pair.increases;
+  CHECK(sum == kGoal);
+  HostMemory memory(queues[1]->connection->domain(), kBlock);
+  rig.execute(*queues[1], ThreadsRig::entry(nvme::IoOpcode::read, kCounter, memory));
+  std::memcpy(&counter, memory.bytes().data(), sizeof counter);
+  CHECK(counter == kGoal);
+}
+
 TEST_CASE("A target that is drained under load says goodbye to everybody and stops") {
   ThreadsRig rig;
   const auto one = rig.arrive(3), two = rig.arrive(3);
