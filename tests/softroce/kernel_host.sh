@@ -133,7 +133,7 @@ dd if="$scratch/blocks" of="$device" bs=$((8 * main_block)) count=1 oflag=direct
 compares() { passes nvme compare "$device" -s "$1" -c 7 -z $((8 * main_block)) -d "$scratch/blocks"; }
 claim "nvme compare: the same blocks" compares 0
 claim "nvme compare: other blocks" fails compares 8
-claim "nvme verify" passes nvme verify "$device" -s 0 -c 1023
+claim "nvme verify" passes nvme verify "$device" -s 0 -c 255
 claim "nvme copy, two ranges the other way round" passes nvme copy "$device" -d 100 -s 4,0 -b 3,3
 claim "nvme copy: the first range is where the second was" passes cmp -n $((4 * main_block)) \
 	<(dd if="$device" bs=$main_block skip=104 count=4 iflag=direct status=none) "$scratch/blocks"
@@ -143,7 +143,7 @@ claim "nvme write-zeroes with deallocation" passes nvme write-zeroes "$device" -
 claim "nvme write-zeroes: the range reads as zeroes" passes cmp -n $((8 * main_block)) \
 	<(dd if="$device" bs=$main_block skip=4 count=8 iflag=direct status=none) /dev/zero
 claim "nvme dsm" passes nvme dsm "$device" -s 0,100 -b 4,8 -d
-claim "nvme get-feature, what can be done with it" ends 0 20 'capabilities: *0x0*4$|value: *0x0*4$|[Cc]hangeable' \
+claim "nvme get-feature, what can be done with it" ends 0 20 'is changeable|value: *0x0*4$' \
 	nvme get-feature "$device" -f 0x0f -s 3
 claim "nvme error-log has the comparison that failed" ends 0 20 'Compare|0x2?285|0x85' nvme error-log "$device" -e 1
 
