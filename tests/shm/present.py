@@ -185,6 +185,19 @@ def a_client_that_says_nothing_is_hung_up_on_and_a_killed_server_leaves_a_socket
         assert not (work / "nbd.sock").exists()
 
 
+@claim
+def without_the_kernel_module_or_nbdfuse_the_error_says_what_to_do():
+    with folder() as work, Target(work, "ram:size=1MiB") as target:
+        if not os.path.exists("/sys/module/nbd"):
+            refused = subprocess.run([PRESENT, target.uri, "nbd"], capture_output=True, text=True, timeout=60)
+            assert refused.returncode == 1 and "modprobe nbd" in refused.stderr, refused
+        (work / "run").mkdir()
+        refused = subprocess.run([PRESENT, target.uri, "fuse", f"directory={work / 'run'}"], capture_output=True, text=True, timeout=60,
+                                 env={**os.environ, "PATH": str(work)})
+        assert refused.returncode == 1 and "libnbd-bin" in refused.stderr, refused
+        assert not list((work / "run").iterdir())
+
+
 @device_claim
 def a_loop_device_is_what_the_volume_is():
     with folder() as work, Target(work, "ram:size=64MiB,block=4096") as target, fuse_of(work, target) as device:
