@@ -265,8 +265,9 @@ TEST_CASE("An idle nbd store lets its reactor sleep, also one that others share"
 TEST_CASE("Several reactors serve one nbd store at the same time, over a connection each or all over one") {
   NbdRig rig;
   const bool shared = GENERATE(false, true);
-  std::vector<std::string> words{"--filter=log", "memory", "8M", rig.logfile()};
-  if (shared) words.insert(words.begin() + 1, "--filter=multi-conn");
+  // nbdkit 1.32 with several threads aborts now and then when a client hangs up (raw_send_socket: sock >= 0).
+  std::vector<std::string> words{"--threads=1", "--filter=log", "memory", "8M", rig.logfile()};
+  if (shared) words.insert(words.begin() + 2, "--filter=multi-conn");
   if (shared) words.push_back("multi-conn-mode=disable");
   rig.nbdkit(words);
   rig.open(rig.spec());
@@ -303,15 +304,23 @@ TEST_CASE("Several reactors serve one nbd store at the same time, over a connect
         lease.range = StoreRig::range(n * kBlocksEach + (i % 64) * 64, 64);
         lease.intent = Intent::write;
         const auto data = pattern(64 * 512, n * 1000 + i);
-        bool good = run([&](StoreRequest& request) { return queue->acquire(lease, request); }) == StoreStatus::ok;
+        const auto acquire = [&](StoreRequest& request) { return queue->acquire(lease, request); };
+        if (run(acquire) != StoreStatus::ok) {
+          ++wrong;
+          continue;
+        }
         std::memcpy(lease.segments[0].data, data.data(), data.size());
-        good &= run([&](StoreRequest& r) { return queue->commit(lease, Durability::cached, r); }) == StoreStatus::ok;
+        bool good =
+            run([&](StoreRequest& r) { return queue->commit(lease, Durability::cached, r); }) == StoreStatus::ok;
         queue->release(lease);
         if (i % 16 == 8) good &= run([&](StoreRequest& request) { return queue->flush(request); }) == StoreStatus::ok;
         lease.intent = Intent::read;
-        good &= run([&](StoreRequest& request) { return queue->acquire(lease, request); }) == StoreStatus::ok;
-        good &= std::memcmp(lease.segments[0].data, data.data(), data.size()) == 0;
-        queue->release(lease);
+        if (run(acquire) == StoreStatus::ok) {
+          good &= std::memcmp(lease.segments[0].data, data.data(), data.size()) == 0;
+          queue->release(lease);
+        } else {
+          good = false;
+        }
         if (!good) ++wrong;
       }
       // The first to be done takes the shared connection with it: the others make the next one.
