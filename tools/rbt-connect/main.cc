@@ -1,4 +1,4 @@
-// rbt-connect: finds, describes and copies what NVMe-oF targets serve.
+// rbt-connect: makes block devices of what NVMe-oF targets serve; finds, describes and copies it.
 
 #include <fmt/format.h>
 #include <sys/stat.h>
@@ -12,6 +12,7 @@
 #include "tools/rbt-connect/copy.h"
 #include "tools/rbt-connect/describe.h"
 #include "tools/rbt-connect/doctor/doctor.h"
+#include "tools/rbt-connect/map/verbs.h"
 #include "tools/rbt-connect/volume.h"
 
 namespace rbt::tools {
@@ -21,12 +22,15 @@ constexpr const char* kName = "rbt-connect";
 
 constexpr std::string_view kUsageText = R"(Usage: rbt-connect VERB [options]
 
-  discover URI     lists the subsystems that the target at URI offers to this host
+)";
+
+constexpr std::string_view kOtherVerbsText =
+    R"(  discover URI     lists the subsystems that the target at URI offers to this host
   info URI         describes the subsystem of URI: controller and namespaces
   copy SRC DST     copies a disk: each a URI of a namespace, a file, a block device, or - (standard input or output)
   doctor           says what this machine can do for rbt, and what is in the way of the rest
 
-URI: nvme+rdma://HOST[:4420][/NQN[/NSID]] or nvme+shm://[/NQN[/NSID]][?socket=PATH]
+URI: nvme+rdma://HOST[:4420][/NQN[/NSID]] or nvme+shm://[/NQN[/NSID]][?socket=PATH]. rbt-connect VERB --help says more of the first seven.
 
   rbt-connect discover nvme+rdma://10.0.0.1
   rbt-connect info nvme+rdma://10.0.0.1/nqn.2026-01.io.example:disk
@@ -191,12 +195,17 @@ Result<int> perform(const World& world, const std::string& verb, const std::vect
     fmt::print("{}", doctor::describe(doctor::examine(doctor::this_machine()), world.options.format));
     return kSuccess;
   }
-  return failure(ErrorKind::invalid_argument,
-                 fmt::format("no verb '{}': there are discover, info, copy and doctor; see rbt-connect --help",
-                             printable(verb, 40)));
+  return failure(
+      ErrorKind::invalid_argument,
+      map::is_verb(verb)
+          ? fmt::format("'{}' comes first, its options behind it; see rbt-connect {} --help", verb, verb)
+          : fmt::format("no verb '{}': there are map, unmap, ls, stats, recover, gc, discover, info, copy and "
+                        "doctor; see rbt-connect --help",
+                        printable(verb, 40)));
 }
 
 int body(const std::vector<std::string>& words) {
+  if (!words.empty() && map::is_verb(words.front())) return map::run(words);
   const auto visible = described();
   po::options_description all;
   all.add(visible).add_options()("words", po::value<std::vector<std::string>>());
@@ -207,7 +216,8 @@ int body(const std::vector<std::string>& words) {
     return report(kName, Error(ErrorKind::invalid_argument, values.error().message() + "; see rbt-connect --help"));
   const bool nothing = !values->count("words") && !values->count("version");
   if (values->count("help") || nothing) {
-    fmt::print(values->count("help") ? stdout : stderr, "{}{}{}", kUsageText, describe(visible), kStatusText);
+    fmt::print(values->count("help") ? stdout : stderr, "{}{}{}{}{}", kUsageText, map::kVerbsText, kOtherVerbsText,
+               describe(visible), kStatusText);
     return values->count("help") ? kSuccess : kUsage;
   }
   if (values->count("version")) {

@@ -4,7 +4,7 @@ namespace rbt::tools::doctor {
 
 // The kernel's NBD driver, set up over netlink, which wants CAP_SYS_ADMIN.
 Finding examine_nbd(const Machine& machine) {
-  Finding finding{.subject = "nbd", .purpose = "block devices on kernels without ublk (rbt makes none yet)"};
+  Finding finding{.subject = "nbd", .purpose = "block devices on kernels without ublk"};
   const auto device = examine_device(
       machine, {.path = "/dev/nbd0", .module = "nbd", .package = "boot a kernel that has CONFIG_BLK_DEV_NBD"});
   finding.seen = device.seen;

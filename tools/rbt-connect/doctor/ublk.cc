@@ -4,7 +4,7 @@ namespace rbt::tools::doctor {
 
 // ublk: block devices served by a process over io_uring. ADD_DEV wants CAP_SYS_ADMIN.
 Finding examine_ublk(const Machine& machine) {
-  Finding finding{.subject = "ublk", .purpose = "block devices, the fastest way (rbt makes none yet)"};
+  Finding finding{.subject = "ublk", .purpose = "block devices, the fastest way"};
   const auto device =
       examine_device(machine, {.path = "/dev/ublk-control",
                                .module = "ublk_drv",
