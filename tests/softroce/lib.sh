@@ -203,6 +203,78 @@ disconnect_kernel_host() { # NQN
 	timeout -k 5 60 nvme disconnect -n "$1" >&2 && [[ -z $(kernel_controllers "$1") ]]
 }
 
+# --- Volumes as block devices, under load -----------------------------------------------------------------------------
+
+# Only these three know which program maps volumes: rbt-connect where it can, else a test's own. The daemon NAME serves the volume, its log
+# says how it fares. Set device.
+volume_daemon() { # NAME COMMAND...
+	start_daemon --name "$1" --ready '^/dev/' --deadline 60 "${@:2}" || return 1
+	device=$(grep -o -m1 -E '^/dev/[a-z0-9]+' "$RBT_RIG_OUTPUT/$1.log")
+}
+can_map() { "$1/tools/rbt-connect" map --help >/dev/null 2>&1; } # BUILD_DIR
+map_volume() {                                                   # BUILD_DIR NAME URI...
+	export RBT_RUN_DIR=$scratch/run
+	if can_map "$1"; then
+		volume_daemon "$2" "$1/tools/rbt-connect" map "${@:3}" --as "$2" --via ublk --queues 2 --depth 32 --io-max 64k --log-level info \
+			--foreground
+	else
+		volume_daemon "$2" "$1/tests/softroce/ublk_volume" "${@:3}" 2 32 $((64 << 10))
+	fi
+}
+# The one whose process has been killed.
+recover_volume() { # BUILD_DIR NAME URI...
+	mv "$RBT_RIG_OUTPUT/$2.log" "$RBT_RIG_OUTPUT/$2-before.log"
+	if can_map "$1"; then
+		volume_daemon "$2" "$1/tools/rbt-connect" recover "$2" --log-level info --foreground
+	else
+		volume_daemon "$2" "$1/tests/softroce/ublk_volume" "${@:3}" --recover "${device#/dev/ublkb}"
+	fi
+}
+unmap_volume() { # BUILD_DIR NAME
+	if can_map "$1"; then timeout -k 5 30 "$1/tools/rbt-connect" unmap "$2" || return 1; fi
+	stop_daemon "$2"
+}
+
+# I/O that the device has done; sets completed. Without another process: it is asked often.
+count_completed() { # DEVICE
+	local -a stat
+	read -ra stat <"/sys/block/${1#/dev/}/stat" && completed=$((stat[0] + stat[4] + stat[11] + stat[15]))
+}
+# Waits for the first I/O beyond COUNT to be done; sets waited_ms, from SINCE ($EPOCHREALTIME) on.
+wait_completed() { # DEVICE COUNT SINCE SECONDS
+	local end=$((SECONDS + $4)) now
+	while count_completed "$1" && ((completed <= $2)); do
+		((SECONDS < end)) || { echo "nothing was done for $4 s"; return 1; }
+		sleep 0.01
+	done
+	now=$EPOCHREALTIME
+	waited_ms=$(((${now/./} - ${3/./}) / 1000))
+}
+
+# Passes of random writes and then reads that verify all of them, two jobs in the background until load_ends; not so fast that a
+# pass is over before anything happens. A pass that fails ends them. How many there were is then in $scratch/passes.
+begin_load() { # DEVICE [FIO-OPTION...]
+	rm -f "$scratch/enough"
+	(
+		passes=0
+		until [[ -e $scratch/enough ]]; do
+			timeout -k 5 200 fio --output="$scratch/load" --name=load --filename="$1" --direct=1 --ioengine=libaio --rw=randwrite --bs=4k \
+				--iodepth=8 --size=2M --numjobs=2 --offset_increment=2M --rate_iops=200 --verify=crc32c --verify_fatal=1 --group_reporting \
+				--randseed=$((RANDOM + passes)) "${@:2}" || exit 1
+			passes=$((passes + 1))
+		done
+		echo "$passes" >"$scratch/passes"
+	) &
+	load=$!
+	within 30 moved_on "$1" "$(sectors_of "$1")"
+}
+load_ends() {
+	local status=0
+	touch "$scratch/enough"
+	wait "$load" || status=$?
+	((status == 0)) || { tail -n 20 "$scratch/load"; return 1; }
+}
+
 # --- The end ----------------------------------------------------------------------------------------------------------
 
 # shellcheck disable=SC2317 # the trap below calls it

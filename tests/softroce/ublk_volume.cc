@@ -1,7 +1,7 @@
 // A volume presented through ublk, for tests:
 //
-//   ublk_volume URI [QUEUES [DEPTH [IO_MAX]]]   makes a device
-//   ublk_volume URI --recover NUMBER            takes over the one that a dead process has left
+//   ublk_volume URI… [QUEUES [DEPTH [IO_MAX]]]  makes a device; several URIs are paths to one namespace
+//   ublk_volume URI… --recover NUMBER           takes over the one that a dead process has left
 //   ublk_volume --list                          "NUMBER STATE PID QUEUES DEPTH IO_MAX SIZE rbt|other" of each
 //   ublk_volume --remove NUMBER [SECONDS]       stops and deletes it, in 10 s or so many
 //
@@ -12,12 +12,13 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include <array>
 #include <charconv>
 #include <csignal>
 #include <cstdio>
+#include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "common/clock.h"
 #include "common/log.h"
@@ -64,7 +65,7 @@ int remove(std::uint32_t number, Duration patience, const Clock& clock) {
   return 0;
 }
 
-int serve(const Uri& uri, const initiator::DeviceOptions& options, const Clock& clock) {
+int serve(std::span<const Uri> uris, const initiator::DeviceOptions& options, const Clock& clock) {
   const Instant began = clock.now();
   sigset_t signals;
   sigemptyset(&signals);
@@ -85,7 +86,7 @@ int serve(const Uri& uri, const initiator::DeviceOptions& options, const Clock& 
   if (!watched) return complain(watched.error());
   auto fabric = transport::verbs::Fabric::open(*logger);
   if (!fabric) return complain(fabric.error());
-  auto volume = initiator::Volume::open({**fabric, clock, *logger, random}, std::array{uri}, **reactor,
+  auto volume = initiator::Volume::open({**fabric, clock, *logger, random}, uris, **reactor,
                                         {.queue = {.depth = 256, .buffers = initiator::ublk_buffers(options)},
                                          .requests = initiator::ublk_requests(options),
                                          .attempt_timeout = 10s});
@@ -111,18 +112,24 @@ int main(int argc, char** argv) {
   if (argc == 2 && std::string_view(argv[1]) == "--list") return list(clock);
   if (argc >= 3 && std::string_view(argv[1]) == "--remove")
     return remove(number(argv[2]), std::chrono::seconds(argc > 3 ? number(argv[3]) : 10), clock);
-  if (argc < 2) return 2;
-  const auto uri = Uri::parse(argv[1]);
-  if (!uri) return complain(uri.error());
+  std::vector<Uri> uris;
+  int first = 1;  // argument behind the URIs
+  for (; first < argc && std::string_view(argv[first]).starts_with("nvme+"); ++first) {
+    auto uri = Uri::parse(argv[first]);
+    if (!uri) return complain(uri.error());
+    uris.push_back(std::move(*uri));
+  }
+  if (uris.empty()) return 2;
+  const std::span<char*> rest(argv + first, static_cast<std::size_t>(argc - first));
   initiator::DeviceOptions options{.queues = 2};
-  if (argc == 4 && std::string_view(argv[2]) == "--recover") {
-    auto left = initiator::find_ublk(number(argv[3]), clock.now() + 10s, clock);
+  if (rest.size() == 2 && std::string_view(rest[0]) == "--recover") {
+    auto left = initiator::find_ublk(number(rest[1]), clock.now() + 10s, clock);
     if (!left) return complain(left.error());
     options = left->options;
   } else {
-    if (argc > 2) options.queues = number(argv[2]);
-    if (argc > 3) options.depth = number(argv[3]);
-    if (argc > 4) options.io_max = Bytes(number(argv[4]));
+    if (!rest.empty()) options.queues = number(rest[0]);
+    if (rest.size() > 1) options.depth = number(rest[1]);
+    if (rest.size() > 2) options.io_max = Bytes(number(rest[2]));
   }
-  return serve(*uri, options, clock);
+  return serve(uris, options, clock);
 }
