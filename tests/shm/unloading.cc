@@ -1,4 +1,5 @@
-// For LD_PRELOAD: says how many threads there are when a library has been unloaded, and lets them run into the hole.
+// For LD_PRELOAD: lets the threads that there still are when a library has been unloaded run into the hole, and says how many have not
+// ended then. nbdkit's own take a moment to.
 
 #include <dirent.h>
 #include <dlfcn.h>
@@ -10,6 +11,7 @@
 extern "C" int dlclose(void* handle) noexcept {
   const auto real = reinterpret_cast<int (*)(void*)>(::dlsym(RTLD_NEXT, "dlclose"));
   const int result = real(handle);
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
   int threads = -2;  // "." and ".."
   if (DIR* const tasks = ::opendir("/proc/self/task"); tasks != nullptr) {
     while (::readdir(tasks) != nullptr)
@@ -17,6 +19,5 @@ extern "C" int dlclose(void* handle) noexcept {
     ::closedir(tasks);
   }
   std::fprintf(stderr, "threads when unloaded: %d\n", threads);
-  std::this_thread::sleep_for(std::chrono::milliseconds(300));
   return result;
 }
