@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The kernel's host on memory whose pages are exchanged under it, for each row of the table of stale cases: first without the
-# loop (what the host writes goes where nobody looks, with success), then with it, COUNT changes of each of the eight under load (7: 56 in all).
+# loop (what the host writes goes where nobody looks, with success), then with it, COUNT changes of each of the eight under load (50).
 #   ci/softroce run tests/softroce/coherence_storm.sh BUILD_DIR [COUNT [all]]
 # Without the loop two kinds must do in CI (all: not there): coherence_table has all of them.
 # shellcheck source=tests/softroce/lib.sh
 source "$(dirname "$0")/lib.sh"
 
-build=${1:?build directory} count=${2:-7} extent=${3:-two}
+build=${1:?build directory} count=${2:-50} extent=${3:-two}
 nqn=nqn.2026-01.io.example:changing
 mkfifo "$scratch/orders"
 exec {orders}<>"$scratch/orders"
@@ -72,7 +72,6 @@ grep '^#' "$RBT_RIG_OUTPUT/$name.log"
 said() { sed -n -E 's/^# .*: ([0-9]+) events, ([0-9]+) overdue, the changer waited ([0-9]+) us at the most$/\1 \2 \3/p' "$RBT_RIG_OUTPUT/$name.log"; }
 claim "No request was cut off" test "$(said | awk '$2 == 0' | wc -l)" = "$kinds"
 claim "Each kind had its $count changes" test "$(said | awk -v want="$count" '$1 >= want' | wc -l)" = "$kinds"
-claim "Fifty and more in all" test "$(said | awk '{ n += $1 } END { print (n >= 50) }')" = 1
 note "$(said | awk '{ n += $1; if ($3 > longest) longest = $3 } END { print n " changes heard of; whoever changed a mapping waited " longest / 1000 " ms at the most" }')"
 cat >"$scratch/judge.py" <<'PYTHON'
 import json

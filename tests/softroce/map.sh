@@ -128,7 +128,7 @@ wait "$opener" 2>/dev/null
 claim "Load runs" begin_load
 killed_and_recovered() {
 	local number before=$device begun sectors
-	for ((number = 1; number <= 5; number++)); do
+	for ((number = 1; number <= 10; number++)); do
 		a_moment
 		kill_process memory || return 1
 		is memory state dead || return 1
@@ -138,7 +138,7 @@ killed_and_recovered() {
 		awk -v a="$begun" -v b="$EPOCHREALTIME" 'BEGIN { printf "%d ", (b - a) * 1000 }' >>"$scratch/times"
 	done
 }
-claim "Five times killed and recovered: the same node, and it goes on" killed_and_recovered
+claim "Ten times killed and recovered: the same node, and it goes on" killed_and_recovered
 note "from the start of recover to the first completion: $(<"$scratch/times")ms"
 supervise() { # as systemd does: until it ends by itself
 	local status=1
