@@ -262,6 +262,21 @@ def nothing_is_left_of_a_device_that_was_removed_and_little_of_one_whose_process
 
 
 @device_claim
+def qcow2_behind_the_target_verifies_through_the_device_although_qemu_nbd_is_killed_twice():
+    with folder() as work:
+        (work / "server").mkdir()
+        with programs.QemuNbd(work / "server") as server, Target(work, f"nbd:{server.uri()}") as target, fuse_of(work, target) as device:
+            load = start_fio(device.where, work / "fio.json", seconds=5)
+            for kill in range(2):
+                time.sleep(1)
+                server.__exit__()
+                server.__enter__()
+                eventually("the target is back", lambda: target.text().count("connected to the server again") > kill, 20)
+            fio_is_clean(load, work / "fio.json")
+            assert b"QFI\xfb" == server.image.read_bytes()[:4] and server.image.stat().st_size > 8 << 20
+
+
+@device_claim
 def a_device_that_is_in_use_is_not_left_hanging_when_it_is_removed():
     with folder() as work, Target(work, "ram:size=16MiB") as target:
         device = fuse_of(work, target)
