@@ -3,7 +3,6 @@
 
 Prints one line per claim and a summary; exit status 1 if one failed.
 """
-import hashlib
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ import time
 
 import programs
 import raw_nbd
-from programs import NQN, TOOLS, Target, eventually, folder
+from programs import NQN, TOOLS, Target, digest, eventually, folder, run
 
 PLUGIN = TOOLS / "nbdkit-rbt-plugin.so"
 UNLOADING = TOOLS.parent / "tests" / "shm" / "unloading.so"
@@ -22,16 +21,6 @@ CLAIMS = []
 def claim(function):
     CLAIMS.append(function)
     return function
-
-
-def run(*command, status=0, timeout=60, **options):
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=timeout, **options)
-    assert result.returncode == status, f"{command[0]}: exit status {result.returncode}, wanted {status}: {result.stdout}{result.stderr}"
-    return result.stdout + result.stderr
-
-
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def make_sparse(path, size):

@@ -4,7 +4,6 @@
 PRESENT is the program of present.cc. What needs root, FUSE and loop devices is left out, and said, where they are not there. Prints one line
 per claim and a summary; exit status 1 if one failed.
 """
-import hashlib
 import json
 import os
 import pathlib
@@ -17,7 +16,7 @@ PRESENT = pathlib.Path(sys.argv.pop(2)).resolve()
 
 import programs  # noqa: E402 (it looks at the arguments)
 import raw_nbd  # noqa: E402
-from programs import Target, eventually, folder  # noqa: E402
+from programs import Target, digest, eventually, folder, run  # noqa: E402
 
 CLAIMS = []
 
@@ -33,16 +32,6 @@ def device_claim(function):
     else:
         print(f"left out, for it needs root, /dev/fuse and /dev/loop-control: {function.__name__.replace('_', ' ')}")
     return function
-
-
-def run(*command, status=0, timeout=60, **options):
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=timeout, **options)
-    assert result.returncode == status, f"{command[0]}: exit status {result.returncode}, wanted {status}: {result.stdout}{result.stderr}"
-    return result.stdout + result.stderr
-
-
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Presented:

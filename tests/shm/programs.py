@@ -6,6 +6,7 @@ Prints one line per claim and a summary; exit status 1 if one failed. RBT_SEED r
 import array
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -38,6 +39,17 @@ def claim(function):
 
 def tool(name, *arguments, timeout=60, **options):
     return subprocess.run([TOOLS / name, *map(str, arguments)], capture_output=True, text=True, timeout=timeout * PATIENCE, **options)
+
+
+# Somebody else's program.
+def run(*command, status=0, timeout=60, **options):
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=timeout, **options)
+    assert result.returncode == status, f"{command[0]}: exit status {result.returncode}, wanted {status}: {result.stdout}{result.stderr}"
+    return result.stdout + result.stderr
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def expect(result, status, *words):

@@ -1,6 +1,7 @@
 #include "tools/rbt-connect/map/process.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 #include <systemd/sd-daemon.h>
@@ -30,14 +31,8 @@ namespace {
 // By which the same disk is known again, whoever serves it.
 std::string identity_of(const initiator::Namespace& disk) {
   if (!disk.uuid.is_zero()) return disk.uuid.to_string();
-  const auto hexadecimal = [](const auto& bytes) {
-    std::string text;
-    for (const std::uint8_t byte : bytes)
-      text += fmt::format("{:02x}", byte);
-    return text;
-  };
-  if (disk.nguid != decltype(disk.nguid){}) return hexadecimal(disk.nguid);
-  if (disk.eui64 != decltype(disk.eui64){}) return hexadecimal(disk.eui64);
+  if (disk.nguid != decltype(disk.nguid){}) return fmt::format("{:02x}", fmt::join(disk.nguid, ""));
+  if (disk.eui64 != decltype(disk.eui64){}) return fmt::format("{:02x}", fmt::join(disk.eui64, ""));
   return "";
 }
 
@@ -64,9 +59,6 @@ Process::~Process() {
   reactor_->unwatch(signals_);
   ::close(signals_);
 }
-
-constexpr Duration kOrderly = std::chrono::seconds(10);
-constexpr Duration kLong = std::chrono::hours(1);
 
 // ---- begin
 

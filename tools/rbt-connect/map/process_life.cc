@@ -20,8 +20,6 @@ using initiator::VolumeState;
 
 namespace {
 
-constexpr Duration kLong = std::chrono::hours(1);
-constexpr Duration kOrderly = std::chrono::seconds(10);
 // --force has 2 s for everything, and the one who asks kills us after the first of them.
 constexpr Duration kForced = std::chrono::milliseconds(700);
 constexpr Duration kFlush = std::chrono::seconds(5);

@@ -19,6 +19,9 @@ namespace rbt::tools::map {
 
 enum class Force : bool { no, yes };
 
+inline constexpr Duration kOrderly = std::chrono::seconds(10);  // for a device to be removed
+inline constexpr Duration kLong = std::chrono::hours(1);        // until something happens
+
 class Process {
  public:
   Process(const World& world, const RunFolder& folder, NameLock lock, const Job& job, Starter& starter)
