@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string_view>
 
 #include "common/result.h"
@@ -14,6 +15,19 @@ namespace rbt::transport {
 /// writable, through its lkey.
 enum class RemoteAccess : std::uint8_t { none, read, write, read_write };
 
+/// Puts data into its owner's memory where a memcpy will not do, because it would leave off in the middle of a block if the
+/// process was killed meanwhile, or meet a page that cannot be found.
+class Landing {
+ public:
+  virtual ~Landing() = default;
+  /// What is carried out in several pieces is cut where the address of the memory is a multiple of this.
+  static constexpr std::size_t kUnit = 4096;
+  /// `data`, the peer's memory, at `at` of the region. Returns how many bytes were copied to do so; 0: the data could not be
+  /// read, which costs the connection. What becomes of the data in its place is for the owner to know. On the poll group's
+  /// thread; several at once, for different places.
+  [[nodiscard]] virtual std::size_t land(std::byte* at, std::span<const std::byte> data) noexcept = 0;
+};
+
 /// Memory to register. `fd` is the memfd behind it where there is one (sealed against shrinking): what the shm fabric
 /// needs to let a peer reach it. -1: anonymous; then only verbs and sim can register it for remote access.
 struct MemorySpan {
@@ -22,6 +36,9 @@ struct MemorySpan {
   int fd = -1;
   std::uint64_t fd_offset = 0;
   bool writable = true;  ///< false: mapped for reading only, also for its owner
+  /// How data that an RDMA READ fetches gets into it, if ProtectionDomain::uses_landings(); null: anyhow. Not for memory that
+  /// peers write themselves. Outlives the connections that may use it.
+  Landing* landing = nullptr;
 };
 
 /// A registration. Its destructor is the fence: when it has returned, no peer can reach the memory by this key.
@@ -51,6 +68,8 @@ class ProtectionDomain {
   /// needed and the RLIMIT_MEMLOCK seen; `unsupported` for memory that cannot be registered or shared.
   [[nodiscard]] virtual Result<std::unique_ptr<MemoryRegion>> register_memory(const MemorySpan& memory,
                                                                               RemoteAccess access) = 0;
+  /// Whether MemorySpan::landing is used: by fabrics whose CPU copies. Adapters do not know it. Constant.
+  [[nodiscard]] virtual bool uses_landings() const noexcept { return false; }
   /// For messages: "rxe0", "shm", "sim".
   [[nodiscard]] virtual std::string_view name() const noexcept = 0;
 };

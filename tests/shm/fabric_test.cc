@@ -46,3 +46,41 @@ TEST_CASE("A transfer larger than a turn's budget is carried out over several tu
   CHECK(to.bytes(0, size) == pattern(size, 3));
   CHECK(rig.server.group->counters().bytes_copied >= size);
 }
+
+TEST_CASE(
+    "A landing that cannot read the data, or whose region goes meanwhile, costs the connection, and is asked no more") {
+  struct Writer final : Landing {
+    std::size_t land(std::byte*, std::span<const std::byte> data) noexcept override {
+      ++calls;
+      region.reset();
+      return unreadable ? 0 : 2 * data.size();
+    }
+    std::unique_ptr<MemoryRegion> region;
+    bool unreadable = false;
+    int calls = 0;
+  } writer;
+  writer.unreadable = GENERATE(false, true);
+  ShmUnderTest fabric;
+  Rig rig(fabric);
+  const auto pair = rig.connect();
+  const auto other = rig.connect();
+  constexpr std::size_t kSize = 1 << 20;  // several turns'
+  const Buffer far(fabric.client().domain(), kSize, RemoteAccess::read);
+  const auto memory = SharedMemory::create(Bytes(kSize), {}).value();
+  MemorySpan span = memory.span();
+  span.landing = &writer;
+  writer.region = fabric.server().domain().register_memory(span, RemoteAccess::none).value();
+  const Segment segment{span.data, kSize, writer.region->lkey()};
+  const WorkRequest read{
+      .opcode = Opcode::rdma_read, .rkey = far.rkey(), .remote_address = far.address(), .segments = {&segment, 1}};
+  const std::uint64_t before = rig.server.group->counters().bytes_copied;
+  REQUIRE(pair.server.connection->post({&read, 1}) == PostResult::posted);
+  rig.expect([&] { return pair.server.disconnected.has_value(); }, "the connection dies");
+  REQUIRE(pair.server.completed() == 1);
+  CHECK(pair.server.done[0].status ==
+        (writer.unreadable ? CompletionStatus::remote_access_error : CompletionStatus::local_error));
+  CHECK(writer.calls == 1);
+  const std::uint64_t copied = rig.server.group->counters().bytes_copied - before;
+  CHECK((writer.unreadable ? copied == 0 : copied >= 8192 && copied % 8192 == 0));  // twice, as the landing says
+  rig.expect_working(other);
+}

@@ -420,6 +420,48 @@ void buffers_outlive_connections(FabricUnderTest& fabric) {
   }
 }
 
+void landings_take_reads(FabricUnderTest& fabric) {
+  constexpr std::size_t kSize = 700 * 1024;
+  struct Writer final : Landing {
+    std::size_t land(std::byte* at, std::span<const std::byte> data) noexcept override {
+      std::copy(data.begin(), data.end(), at);
+      bytes += data.size();
+      if (reinterpret_cast<std::uintptr_t>(at + data.size()) % kUnit != 0) ++odd_ends;
+      return data.size();
+    }
+    std::size_t bytes = 0;
+    std::size_t odd_ends = 0;
+  } writer;
+  Rig rig(fabric);
+  const auto pair = rig.connect();
+  ProtectionDomain& domain = pair.server.connection->domain();
+  Buffer far(pair.client.connection->domain(), kSize, RemoteAccess::read);
+  far.fill(pattern(kSize, 8));
+  const Buffer beside(domain, 64, RemoteAccess::none);
+  const auto memory = SharedMemory::create(Bytes(2 * kSize), {}).value();
+  MemorySpan span = memory.span();
+  span.landing = &writer;
+  const auto region = domain.register_memory(span, RemoteAccess::none).value();
+  // An odd beginning, so that whoever does it piece by piece would cut anywhere; and two segments that end as they do.
+  const Segment odd = beside.segment(0, 33);
+  const std::array<Segment, 2> pieces{Segment{span.data + 1, 100'001, region->lkey()},
+                                      Segment{span.data + kSize, kSize - 100'001, region->lkey()}};
+  const std::array<WorkRequest, 2> reads{
+      WorkRequest{
+          .opcode = Opcode::rdma_read, .rkey = far.rkey(), .remote_address = far.address(), .segments = {&odd, 1}},
+      WorkRequest{
+          .opcode = Opcode::rdma_read, .rkey = far.rkey(), .remote_address = far.address(), .segments = pieces}};
+  REQUIRE(pair.server.connection->post(reads) == PostResult::posted);
+  rig.expect([&] { return pair.server.completed() == 2; }, "the reads complete");
+  Bytes8 expected(2 * kSize);
+  const Bytes8 data = pattern(kSize, 8);
+  std::copy_n(data.begin(), 100'001, expected.begin() + 1);
+  std::copy(data.begin() + 100'001, data.end(), expected.begin() + kSize);
+  CHECK(std::equal(expected.begin(), expected.end(), span.data));
+  CHECK(writer.bytes == (domain.uses_landings() ? kSize : 0));
+  CHECK(writer.odd_ends == (domain.uses_landings() ? 2 : 0));  // the segments' own
+}
+
 constexpr std::array kClaims{
     Claim{"messages arrive whole, in order, and complete in order", sends_in_order},
     Claim{"an RDMA transfer is exact at every size", transfers_are_exact},
@@ -428,6 +470,7 @@ constexpr std::array kClaims{
     Claim{"an unsignaled success is silent and covered by the next signaled one", unsignaled_is_silent},
     Claim{"a batch is posted as a whole or not at all", all_or_nothing},
     Claim{"copied data may be overwritten at once", copied_data},
+    Claim{"what is read passes its memory's landing, if the domain says so, in whole units", landings_take_reads},
     Claim{"reads beyond the peer's limit wait in order", reads_beyond_the_limit},
     Claim{"a message invalidates a key", invalidation},
     Claim{"an unknown key costs this connection only", bad_key},

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "common/check.h"
 #include "transport/shm/memfd.h"
 
 namespace rbt::transport::shm {
@@ -79,6 +80,8 @@ Result<std::unique_ptr<MemoryRegion>> Domain::register_memory(const MemorySpan& 
   if (memory.data == nullptr || memory.size == 0 || memory.size > ~base)
     return failure(ErrorKind::invalid_argument,
                    fmt::format("registering {} bytes for shm: there is no such memory", memory.size));
+  check(memory.landing == nullptr || access == RemoteAccess::none || access == RemoteAccess::read,
+        "what peers write themselves does not pass a landing");
   auto announced = std::make_shared<Announced>();
   if (access != RemoteAccess::none) {
     auto shareable = check_shareable(memory);
@@ -95,7 +98,7 @@ Result<std::unique_ptr<MemoryRegion>> Domain::register_memory(const MemorySpan& 
                     "and {} are the limits: register fewer, larger regions",
                     local_.size(), remote_.size(), kLocalRegionsMax, kRegionsMax));
   const std::uint32_t lkey = new_key();
-  local_.insert(lkey, {memory.data, memory.size});
+  local_.insert(lkey, {memory.data, memory.size, memory.landing});
   version_.fetch_add(1, std::memory_order_release);
   // A region that no peer may use has a key all the same: one that nobody has ever been told.
   std::uint32_t rkey = new_key();

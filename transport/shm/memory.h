@@ -24,6 +24,7 @@ inline constexpr std::size_t kRegionsMax = 1024;
 struct LocalRegion {
   std::byte* data = nullptr;
   std::size_t size = 0;
+  Landing* landing = nullptr;
 
   /// Whether [at, at + length) lies inside.
   [[nodiscard]] bool contains(const std::byte* at, std::size_t length) const noexcept {
@@ -41,6 +42,7 @@ class Domain final : public ProtectionDomain {
 
   [[nodiscard]] Result<std::unique_ptr<MemoryRegion>> register_memory(const MemorySpan& memory,
                                                                       RemoteAccess access) override;
+  [[nodiscard]] bool uses_landings() const noexcept override { return true; }
   [[nodiscard]] std::string_view name() const noexcept override { return "shm"; }
 
   /// Announces everything there is to `link`, and everything that comes, until detach().

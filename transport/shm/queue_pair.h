@@ -101,6 +101,7 @@ class QueuePair final : public transport::Connection {
   Step carry_out(QueuedRequest& request, std::size_t& budget);
   Step send_capsule(const QueuedRequest& request);
   Step move_data(QueuedRequest& request, std::size_t& budget);
+  Step take_in(const QueuedRequest& request, const Segment& piece, const std::byte* there, std::size_t& budget);
   Step enter_copy_section();
   RemoteMemory::Found find_remote(const QueuedRequest& request, RemoteMemory::Use use);
   [[nodiscard]] bool room_again() noexcept;

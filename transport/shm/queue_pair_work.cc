@@ -16,6 +16,10 @@ namespace {
 // Bytes that one connection moves per turn (some 30 µs): a large transfer of one must not be felt by the others, nor hold
 // up a peer that wants its memory back.
 constexpr std::size_t kCopyBudget = 256 * 1024;
+// A landing takes twice its bytes and this out of the budget: it is a system call, and a slower copy. So eight of 4 KiB fill a turn,
+// and the peer has their answers while the next are carried out. With all 32 of a queue in one turn each side slept while the other
+// worked: 253,000 writes per second in place of 474,000.
+constexpr std::size_t kLandingCost = 24 * 1024;
 // Messages taken from one connection per turn.
 constexpr std::size_t kMessagesPerTurn = 64;
 constexpr std::uint32_t kAsleep = 1;
@@ -24,6 +28,11 @@ constexpr std::uint32_t kWantsSpace = 2;
 constexpr Duration kBehindTimeout = std::chrono::seconds(5);
 // What an honest peer may have in its socket at once, and to spare: everything announced and revoked twice.
 constexpr std::size_t kPacketsMax = 4 * kRegionsMax;
+
+// Of `length` bytes at `data` those in front of the last boundary between units of a landing.
+std::size_t whole_units(const std::byte* data, std::size_t length) noexcept {
+  return length - std::min(length, (reinterpret_cast<std::uintptr_t>(data) + length) % Landing::kUnit);
+}
 
 }  // namespace
 
@@ -212,32 +221,55 @@ QueuePair::Step QueuePair::move_data(QueuedRequest& request, std::size_t& budget
                                                                                : "does not allow it there"));
   const std::size_t part = std::min<std::size_t>(request.length - request.done, budget);
   std::byte* const remote = found.data + request.done;
+  std::size_t left = part;
   if (request.copied) {
     std::memcpy(remote, request.data.data() + request.done, part);
-  } else {
-    std::size_t skip = request.done;
-    std::size_t left = part;
-    for (std::uint32_t i = 0; left != 0; ++i) {
-      const Segment& segment = request.segments[i];
-      if (skip >= segment.length) {
-        skip -= segment.length;
-        continue;
-      }
-      const std::size_t piece = std::min<std::size_t>(segment.length - skip, left);
-      std::byte* const local = segment.data + skip;
-      std::byte* const there = remote + (part - left);
-      if (reads)
-        std::memcpy(local, there, piece);
-      else
-        std::memcpy(there, local, piece);
-      left -= piece;
-      skip = 0;
-    }
+    left = 0;
   }
-  request.done += static_cast<std::uint32_t>(part);
-  budget -= part;
-  group_.count().bytes_copied += part;
+  std::size_t skip = request.done;
+  for (std::uint32_t i = 0; left != 0; ++i) {
+    const Segment& segment = request.segments[i];
+    if (skip >= segment.length) {
+      skip -= segment.length;
+      continue;
+    }
+    Segment piece{segment.data + skip, segment.length - static_cast<std::uint32_t>(skip), segment.lkey};
+    const bool cut = piece.length > left;
+    if (cut) piece.length = static_cast<std::uint32_t>(reads ? whole_units(piece.data, left) : left);
+    std::byte* const there = remote + (part - left);
+    if (!reads)
+      std::memcpy(there, piece.data, piece.length);
+    else if (piece.length != 0)
+      if (const Step step = take_in(request, piece, there, budget); step != Step::done) return step;
+    left -= piece.length;
+    skip = 0;
+    if (cut) break;
+  }
+  const std::size_t moved = part - left;
+  request.done += static_cast<std::uint32_t>(moved);
+  budget -= std::min(budget, moved);
+  group_.count().bytes_copied += moved;
   return request.done == request.length ? Step::done : Step::later;
+}
+
+// Its region is looked for again: turns ago the key may have stood for another, or none.
+QueuePair::Step QueuePair::take_in(const QueuedRequest& request, const Segment& piece, const std::byte* there,
+                                   std::size_t& budget) {
+  const LocalRegion* const region = group_.local_keys().find(piece.lkey);
+  if (region == nullptr || !region->contains(piece.data, piece.length))
+    return fail_request(CompletionStatus::local_error, "the region of a segment was deregistered in the middle of it");
+  if (region->landing == nullptr) {
+    std::memcpy(piece.data, there, piece.length);
+    return Step::done;
+  }
+  const std::size_t copied = region->landing->land(piece.data, {there, piece.length});
+  if (copied == 0)
+    return fail_request(CompletionStatus::remote_access_error,
+                        fmt::format("RDMA READ of {} bytes at {:#x} with key {:#x}: they cannot be read any more",
+                                    request.length, request.remote_address, request.rkey));
+  group_.count().bytes_copied += copied - piece.length;
+  budget -= std::min<std::size_t>(budget, kLandingCost + piece.length);
+  return Step::done;
 }
 
 void QueuePair::finish(const QueuedRequest& request, CompletionStatus status) {
