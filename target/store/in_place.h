@@ -2,8 +2,8 @@
 // Blocks that are read and written where they lie, each of them whole at every moment: what ram and map share.
 //
 // Commands on overlapping ranges are serialised (range_lock.h). A block that packets could leave half new, because the
-// connection's path MTU is smaller, or that a copying CPU could, because the memory outlives the process, is written by
-// way of a buffer: nothing is in its place before all of it is there.
+// connection's path MTU is smaller, or that a copying CPU could, because the memory outlives the process and has no landing
+// (transport/memory_region.h), is written by way of a buffer: nothing is in its place before all of it is there.
 
 #include <cstdint>
 #include <span>

@@ -41,7 +41,7 @@ BlockRange MapQueue::blocks(std::uint64_t offset, std::uint64_t length) const no
 void MapQueue::enter(Lease& lease) noexcept {
   lease.pass = 0;
   const bool covered = bytes(lease.range.end()) <= store_.mapping()->span().size;
-  const bool torn = lease.intent == Intent::write && store_.stages(lease.path_mtu);
+  const bool torn = lease.intent == Intent::write && store_.stages(lease);
   if (!covered || torn) return;
   const Pass pass = use_->enter();
   if (!pass) return;
@@ -66,9 +66,16 @@ Progress MapQueue::commit(Lease& lease, Durability durability, StoreRequest& req
 }
 
 void MapQueue::release(Lease& lease) noexcept {
+  // Nobody asks any more how a write that is not committed has ended.
+  if (lease.pass != 0 && lease.intent == Intent::write) (void)take_landed(lease);
   in_place_.release(lease);
   // For reads there is nothing to believe or not: what moved after a fence moved under a key that the adapter refuses.
   if (lease.pass != 0) (void)use_->leave({lease.pass - 1, true});
+}
+
+StoreStatus MapQueue::take_landed(const Lease& lease) noexcept {
+  const std::uint64_t offset = bytes(lease.range.first);
+  return store_.landing().take(offset, bytes(lease.range.end()) - offset);
 }
 
 std::byte* MapQueue::at(std::uint64_t offset) noexcept {
@@ -88,6 +95,7 @@ Progress MapQueue::landed(Lease& lease, Durability durability, StoreRequest& req
     const bool lasts = durability == Durability::cached || !access_->take_unsynced();
     return lasts ? Progress::done() : file_->flush(request);
   }
+  if (const auto status = take_landed(lease); status != StoreStatus::ok) return Progress::done(status);
   const std::uint64_t offset = bytes(lease.range.first);
   store_.mapping()->persist(offset, bytes(lease.range.end()) - offset);
   // Here and not at release(): what came after the fence went to pages that are nobody's, and must not be answered with

@@ -30,6 +30,7 @@ class MapQueue final : public StoreQueue, private ZeroedMemory, private InPlaceM
  private:
   MapQueue(MapStore& store, const StoreQueueContext& context);
   void enter(Lease& lease) noexcept;
+  [[nodiscard]] StoreStatus take_landed(const Lease& lease) noexcept;
   [[nodiscard]] std::uint64_t bytes(Lba lba) const noexcept;
   [[nodiscard]] BlockRange blocks(std::uint64_t offset, std::uint64_t length) const noexcept;
 

@@ -193,7 +193,11 @@ void MapStore::open_memory(const StoreEnvironment& environment) {
   if (leased(found_.kind)) guard(environment.monitor);
   if (!mapping_) return;
   const bool guarded = region_ != nullptr || !leased(found_.kind);
-  if (guarded && found_.kind != MapKind::fsdax) registered_.emplace(mapping_->span(), transport::RemoteAccess::none);
+  if (guarded && found_.kind != MapKind::fsdax) {
+    transport::MemorySpan span = mapping_->span();
+    if (!image_ && atomicity_ != Atomicity::in_place) span.landing = &landing_;
+    registered_.emplace(span, transport::RemoteAccess::none);
+  }
   if (registered_ && region_ != nullptr) registered_->fence();  // until the guard stands
   if (region_ != nullptr) begin_guarding();
 }
@@ -387,8 +391,8 @@ std::string MapStore::explain() const {
   if (found_.kind == MapKind::other) text += "\n" + file_->explain();
   if (registered_ && !image_ && atomicity_ == Atomicity::automatic && !read_only())
     text += fmt::format(
-        "\nbut writes take a buffer over shm, and where packets are smaller than its blocks of {} bytes, to keep these "
-        "whole: a shadow image (--convert-image, atomic=shadow) needs no copy there",
+        "\nbut writes take a buffer where packets are smaller than its blocks of {} bytes, to keep these whole: "
+        "a shadow image (--convert-image, atomic=shadow) needs no copy there",
         block_shift().block_size());
   if (mapping_ && mapping_->persistence() == Persistence::cache_lines)
     text += "\ndurable: written back out of the CPU's caches before the answer";

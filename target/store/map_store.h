@@ -16,6 +16,7 @@
 #include "target/store/atomicity.h"
 #include "target/store/file_store.h"
 #include "target/store/map_image.h"
+#include "target/store/map_landing.h"
 #include "target/store/map_look.h"
 #include "target/store/mapping.h"
 #include "target/store/range_lock.h"
@@ -79,11 +80,15 @@ class MapStore final : public Store {
   [[nodiscard]] bool pages_stay() const noexcept {
     return mapping_ && (found_.kind == MapKind::memfd || found_.kind == MapKind::devdax);
   }
-  /// Whether a write of that connection goes by way of a buffer, lest it leave a block half new. Files outlive this
-  /// process: a block that it was copying when it was killed would stay torn.
-  [[nodiscard]] bool stages(std::uint32_t path_mtu) const noexcept {
-    return atomicity_ != Atomicity::in_place && tears(path_mtu, block_shift(), true);
+  /// Whether that write goes by way of a buffer, lest it leave a block half new. Files outlive this process: a block that it
+  /// was copying when it was killed would stay torn, unless the copy is landing()'s.
+  [[nodiscard]] bool stages(const Lease& lease) const noexcept {
+    if (atomicity_ == Atomicity::in_place || !tears(lease.path_mtu, block_shift(), true)) return false;
+    return lease.domain == nullptr || !lease.domain->uses_landings();
   }
+  /// What the mapping is registered with, except for atomic=in-place, which takes what comes, and images, whose blocks are
+  /// nobody's yet when data lands in them.
+  [[nodiscard]] MapLanding& landing() noexcept { return landing_; }
   [[nodiscard]] FileStore& file() const noexcept { return *file_; }
   [[nodiscard]] RangeLock& range_lock() noexcept { return file_->range_lock(); }
   [[nodiscard]] bool read_only() const noexcept { return file_->medium().geometry().read_only; }
@@ -122,6 +127,7 @@ class MapStore final : public Store {
   std::optional<Mapping> mapping_;
   std::optional<transport::RegisteredMemory> registered_;
   std::unique_ptr<FileStore> file_;
+  MapLanding landing_{*this};
   std::unique_ptr<MapImage> image_;
   std::unique_ptr<Guarded> guarded_;
   std::unique_ptr<transport::coherence::Region> region_;  // before what it fences, and the descriptor it leases, goes

@@ -52,9 +52,11 @@ class KeyDomain final : public transport::ProtectionDomain {
     ++registrations;
     return std::make_unique<Region>(memory, ++last_key);
   }
+  [[nodiscard]] bool uses_landings() const noexcept override { return lands; }
   [[nodiscard]] std::string_view name() const noexcept override { return "keys"; }
 
   bool refuse = false;
+  bool lands = false;
   std::uint32_t last_key = 0;
   transport::MemorySpan last_span;
   int registrations = 0;
