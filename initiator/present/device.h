@@ -22,6 +22,9 @@ struct DeviceOptions {
   /// The number of a device that a process which has ended has left behind (Device::number()): taken over instead of making
   /// one. Queues, depth and io_max are what it was made with.
   std::optional<std::uint32_t> recover{};
+  /// ublk: kept by the kernel with a device that is made (UblkInfo::tag). Who has written a number that nobody else uses down before
+  /// finds the device of a process that was killed before it could tell.
+  std::uint32_t tag = 0;
 };
 
 /// A block device whose requests are carried out by a Volume. Belongs to the thread that turns the volume's reactor, as the

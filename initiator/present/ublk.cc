@@ -176,7 +176,7 @@ Result<void> UblkDevice::make() {
   wanted.max_io_buf_bytes = static_cast<std::uint32_t>(options_.io_max.value());
   wanted.dev_id = ~std::uint32_t{0};  // any
   wanted.flags = ublk::kFeatureRecovery | ublk::kFeatureReissue | (control_->features() & ublk::kFeatureIoctlEncode);
-  wanted.ublksrv_flags = ublk::kMark;
+  wanted.ublksrv_flags = ublk::flags_of(options_.tag);
   auto made = control_->add(wanted, deadline_);
   if (!made) return failure(std::move(made.error()));
   info_ = *made;
@@ -198,7 +198,7 @@ Result<void> UblkDevice::make() {
 Result<void> UblkDevice::take_over(std::uint32_t number) {
   auto info = control_->info(number, deadline_);
   if (!info) return failure(std::move(info.error()));
-  if (info->ublksrv_flags != ublk::kMark)
+  if (!ublk::is_ours(info->ublksrv_flags))
     return failure(ErrorKind::mismatch, fmt::format("ublk device {} is not one of rbt's: it is not touched", number));
   auto params = control_->params(number, deadline_);
   if (!params) return failure(std::move(params.error()));

@@ -35,7 +35,8 @@ enum class UblkState : std::uint8_t {
 
 struct UblkInfo {
   std::uint32_t number = 0;
-  bool ours = false;  ///< made by rbt
+  bool ours = false;      ///< made by rbt
+  std::uint32_t tag = 0;  ///< DeviceOptions::tag, if it is ours
   UblkState state = UblkState::dead;
   std::int32_t pid = 0;     ///< of the process that serves it, or did; -1 if it was stopped
   Bytes size{0};            ///< 0 before it has parameters

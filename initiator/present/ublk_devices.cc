@@ -31,7 +31,8 @@ UblkState state_of(std::uint16_t state) noexcept {
 UblkInfo describe(const ublksrv_ctrl_dev_info& info, const ublk_params& params) {
   const bool known = (params.types & UBLK_PARAM_TYPE_BASIC) != 0;
   return {.number = info.dev_id,
-          .ours = info.ublksrv_flags == ublk::kMark,
+          .ours = ublk::is_ours(info.ublksrv_flags),
+          .tag = ublk::is_ours(info.ublksrv_flags) ? ublk::tag_of(info.ublksrv_flags) : 0,
           .state = state_of(info.state),
           .pid = info.ublksrv_pid,
           .size = Bytes(known ? params.basic.dev_sectors << kSectorShift : 0),

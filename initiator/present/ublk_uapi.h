@@ -64,7 +64,16 @@ inline constexpr std::uint64_t kFeatureUpdateSize = std::uint64_t{1} << 10;
 /// Of a kernel that does not know GET_FEATURES, as far as we use them (Linux 6.1).
 inline constexpr std::uint64_t kFeaturesBefore = kFeatureRecovery | kFeatureReissue;
 
-/// In ublksrv_ctrl_dev_info::ublksrv_flags, which the kernel only keeps: the device is one of rbt's.
-inline constexpr std::uint64_t kMark = 0x016b6c6275746272;  // "rbtublk", 1
+/// ublksrv_ctrl_dev_info::ublksrv_flags, which the kernel only keeps: "rbtu", the device is one of rbt's, and DeviceOptions::tag.
+inline constexpr std::uint32_t kMark = 0x75746272;
+[[nodiscard]] constexpr std::uint64_t flags_of(std::uint32_t tag) noexcept {
+  return std::uint64_t{tag} << 32 | kMark;
+}
+[[nodiscard]] constexpr bool is_ours(std::uint64_t flags) noexcept {
+  return static_cast<std::uint32_t>(flags) == kMark;
+}
+[[nodiscard]] constexpr std::uint32_t tag_of(std::uint64_t flags) noexcept {
+  return static_cast<std::uint32_t>(flags >> 32);
+}
 
 }  // namespace rbt::initiator::ublk

@@ -241,6 +241,34 @@ kill_process orphan
 claim "The name of a dead volume is not given away" ends 6 30 "rbt-connect recover orphan" "$connect" map "$uri/1" --as orphan
 claim "gc takes away what nobody uses" ends 0 30 "orphan: $device is removed" "$connect" gc
 claim "Nothing is left" nothing_left
+# A device is made, its node is kept from appearing, and so its process waits, until it is killed.
+killed_early() { # NAME EXISTS-WHEN-MADE MAP-ARGUMENT...
+	local starter pid
+	"$connect" map "${@:3}" --as "$1" >/dev/null 2>&1 &
+	starter=$!
+	within 30 test -e "$2" && pid=$(<"$run/$1.lock") && kill -KILL "$pid" && within 10 ended "$pid" || return 1
+	fails wait "$starter" && is "$1" device ''
+}
+claim "A device that map has not made" start_daemon --name other --ready '^/dev/ublkb0' "$build/tests/softroce/ublk_volume" "$uri/2" 1 8
+stop_daemon other KILL
+ln -s nowhere /dev/ublkc1
+claim "A process is killed before it has said which device it made" killed_early early /sys/class/ublk-char/ublkc1 "$uri/1" --via ublk
+claim "gc finds that device" ends 0 30 "early: /dev/ublkb1 is removed" "$connect" gc
+claim "and takes nothing else away" test -e /sys/class/ublk-char/ublkc0 -a ! -e /sys/class/ublk-char/ublkc1
+claim "Once more" killed_early early /sys/class/ublk-char/ublkc1 "$uri/1" --via ublk
+rm /dev/ublkc1
+claim "map of that name makes a new one in its place" map "$uri/1" --via ublk --as early
+claim "which is all there is of it" test "$device $(ls /sys/class/ublk-char | xargs)" = "/dev/ublkb1 ublkc0 ublkc1"
+claim "unmap" "$connect" unmap early
+claim "The other is removed by whoever made it" ends 0 20 "^removed in" "$build/tests/softroce/ublk_volume" --remove 0
+claim "By NBD, too: a disk that is mapped" map "$uri/1" --via nbd --read-only --as reader
+mv /dev/nbd1 /dev/was-nbd1
+claim "and mapped once more, by a process that is killed early" killed_early early /sys/block/nbd1/pid "$uri/1" --via nbd --read-only
+mv /dev/was-nbd1 /dev/nbd1
+claim "gc finds that device" ends 0 30 "early: /dev/nbd1 is removed" "$connect" gc
+claim "and not the other one of the same disk" is reader state live
+claim "unmap" "$connect" unmap reader
+claim "Nothing is left" nothing_left
 claim "Mapped" map "$uri/1" --via ublk --as stopped || exit 1
 pid=$(pid_of stopped)
 kill -TERM "$pid"

@@ -57,6 +57,18 @@ TEST_CASE("Sizes are the disk's, in the units that ublk has for each") {
   CHECK(params.basic.io_opt_shift == row.optimal_shift);
 }
 
+TEST_CASE("The flags of a device say that it is rbt's, and give back the tag it was made with") {
+  const std::uint32_t tag = GENERATE(0U, 1U, 0x016b6c62U, 0x80000000U, ~0U);
+  CHECK(ublk::is_ours(ublk::flags_of(tag)));
+  CHECK(ublk::tag_of(ublk::flags_of(tag)) == tag);
+}
+
+TEST_CASE("A device with other flags is not rbt's, whatever else they have") {
+  const std::uint64_t flags = GENERATE(std::uint64_t{0}, ~std::uint64_t{0}, std::uint64_t{ublk::kMark} << 32,
+                                       ublk::flags_of(7) ^ 1, ublk::flags_of(7) << 8);
+  CHECK_FALSE(ublk::is_ours(flags));
+}
+
 TEST_CASE("Flush and FUA come with a volatile write cache only, and then both") {
   Namespace disk = disk_of(512, 100);
   CHECK((ublk_params_of(disk, kIoMax, false).basic.attrs & kAllAttributes) == 0);

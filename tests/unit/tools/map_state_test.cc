@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "tools/rbt-connect/map/presenters.h"
 #include "tools/rbt-connect/map/state.h"
 #include "tools/rbt-connect/map/succession_json.h"
 
@@ -65,7 +66,6 @@ State a_state() {
           .block_size = 4096,
           .uuid = "d896b80c-bdd0-48e2-a494-7c950bf21b20",
           .pid = 4711,
-          .device_pid = 4710,
           .since = 1796068872265,
           .succession = to_json(a_succession())};
 }
@@ -214,4 +214,55 @@ TEST_CASE("A name is one process's, until that ends, however it does") {
   folder.sweep();
   CHECK_FALSE(fs::exists(folder.path() / "a.lock"));
   CHECK(folder.holder("b"));
+}
+
+// ---- a device whose process was killed before it could name it
+
+namespace {
+
+Result<std::optional<std::uint32_t>> seven_is_marked_whose(const RunFolder& /*folder*/, const State& state) {
+  if (state.mark.empty()) return std::nullopt;
+  if (state.mark != "whose") return failure(ErrorKind::permission, "nobody may look");
+  return 7;
+}
+const Presenter kPresenter{.node = "/dev/ublkb", .find = seven_is_marked_whose};
+
+}  // namespace
+
+TEST_CASE("A state with a mark and no device is given the one that has the mark") {
+  const RunFolder folder("/nowhere");
+  State state{.name = "killed", .via = "ublk", .mark = "whose"};
+  const auto named = name_device(folder, kPresenter, state);
+  REQUIRE(named);
+  CHECK(*named);
+  CHECK(state.device == "/dev/ublkb7");
+  CHECK(state.number == 7);
+}
+
+TEST_CASE("A state keeps the device it has, and one that never meant to make any gets none") {
+  const RunFolder folder("/nowhere");
+  State state = GENERATE(State{.name = "told", .device = "/dev/ublkb3", .number = 3, .mark = "whose"},
+                         State{.name = "early", .device = "", .number = 0, .mark = ""});
+  const std::string before = to_text(state);
+  const auto named = name_device(folder, kPresenter, state);
+  REQUIRE(named);
+  CHECK_FALSE(*named);
+  CHECK(to_text(state) == before);
+}
+
+TEST_CASE("Where devices cannot be looked at, none is taken to be there, and none not to be") {
+  State state{.name = "killed", .mark = "another"};
+  const auto named = name_device(RunFolder("/nowhere"), kPresenter, state);
+  REQUIRE_FALSE(named);
+  CHECK(named.error().kind() == ErrorKind::permission);
+  CHECK(state.device.empty());
+}
+
+TEST_CASE("Marks of ublk devices differ, and an NBD device's is its disk's identity") {
+  auto random = Random(1);
+  initiator::Namespace disk;
+  disk.uuid = nvme::Uuid({5, 4, 3});
+  const Presenter& ublk = *find_presenter("ublk");
+  CHECK(ublk.intend(disk, random) != ublk.intend(disk, random));
+  CHECK(find_presenter("nbd")->intend(disk, random) == disk.uuid.to_string());
 }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <thread>
 
 #include "common/clock.h"
@@ -29,31 +30,54 @@ Result<void> gone(Result<void> removed) {
 
 void nothing_else(const RunFolder& /*folder*/) {}
 
-// ---- ublk
+// ---- ublk: a tag of each device's own, in the kernel
 
-Result<std::unique_ptr<initiator::Device>> present_by_ublk(const Making& making) {
-  return initiator::present_ublk(making.volume, making.reactor, making.options);
+std::string intend_ublk(const initiator::Namespace& /*disk*/, Random& random) {
+  return fmt::format("{:08x}", 1 + random.below(~std::uint32_t{0}));
 }
 
-// The number may have been given to another device since. Ours has the pid of its last process for as long as it lives; -1, if it
-// was stopped and not deleted.
+std::optional<std::uint32_t> tag_of(std::string_view mark) {
+  std::uint32_t tag = 0;
+  const auto [end, error] = std::from_chars(mark.data(), mark.data() + mark.size(), tag, 16);
+  if (error != std::errc{} || end != mark.data() + mark.size() || tag == 0) return std::nullopt;
+  return tag;
+}
+
+Result<std::unique_ptr<initiator::Device>> present_by_ublk(const Making& making) {
+  initiator::DeviceOptions options = making.options;
+  options.tag = tag_of(making.mark).value_or(0);
+  return initiator::present_ublk(making.volume, making.reactor, options);
+}
+
+// The number may have been given to another device since.
 bool ublk_exists(const State& state) {
   const SystemClock clock;
   const auto info = initiator::find_ublk(state.number, clock.now() + kLook, clock);
   // What cannot be looked at is not taken to be gone: somebody would forget it.
   if (!info) return info.error().kind() != ErrorKind::not_found && info.error().kind() != ErrorKind::unsupported;
-  return info->ours && (info->pid == state.pid || info->pid == state.device_pid || info->pid == -1);
+  return info->ours && info->tag == tag_of(state.mark);
+}
+
+Result<std::optional<std::uint32_t>> find_ublk_device(const RunFolder& /*folder*/, const State& state) {
+  const SystemClock clock;
+  const auto tag = tag_of(state.mark);
+  if (!tag) return std::nullopt;
+  auto all = initiator::list_ublk(clock.now() + kLook, clock);
+  if (!all) return failure(std::move(all.error()));
+  for (const initiator::UblkInfo& each : *all)
+    if (each.ours && each.tag == *tag) return each.number;
+  return std::nullopt;
 }
 
 Result<void> remove_by_ublk(const RunFolder& /*folder*/, const State& state, Instant deadline) {
   return gone(initiator::remove_ublk(state.number, deadline, SystemClock()));
 }
 
-std::string ublk_mark(std::uint32_t /*number*/) {
-  return "";
-}
+// ---- NBD: the disk's identity, in the kernel. Another device may have the same: a second one, read-only
 
-// ---- NBD
+std::string intend_nbd(const initiator::Namespace& disk, Random& /*random*/) {
+  return initiator::nbd_identifier(disk);
+}
 
 Result<std::unique_ptr<initiator::Device>> present_by_nbd(const Making& making) {
   return initiator::present_nbd(making.volume, making.reactor, making.options);
@@ -67,6 +91,20 @@ std::string nbd_mark(std::uint32_t number) {
 
 bool nbd_exists(const State& state) {
   return !state.mark.empty() && nbd_mark(state.number) == state.mark;
+}
+
+Result<std::optional<std::uint32_t>> find_nbd_device(const RunFolder& folder, const State& state) {
+  for (const initiator::NbdDeviceInfo& each : initiator::list_nbd()) {
+    if (state.mark.empty() || each.identifier != state.mark || each.pid != static_cast<std::uint32_t>(state.pid))
+      continue;
+    const std::vector<std::string> names = folder.names();
+    const bool known = std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+      const auto other = folder.read(name);
+      return !other || (other->device == fmt::format("/dev/nbd{}", each.number) && nbd_exists(*other));
+    });
+    if (!known) return each.number;
+  }
+  return std::nullopt;
 }
 
 Result<void> remove_by_nbd(const RunFolder& /*folder*/, const State& state, Instant deadline) {
@@ -100,6 +138,14 @@ class Loop {
  private:
   int fd_;
 };
+
+std::string intend_nothing(const initiator::Namespace& /*disk*/, Random& /*random*/) {
+  return "";
+}
+
+Result<std::optional<std::uint32_t>> find_nothing(const RunFolder& /*folder*/, const State& /*state*/) {
+  return std::nullopt;
+}
 
 std::string loop_mark(std::uint32_t number) {
   return Loop(number).file();
@@ -141,7 +187,9 @@ const std::vector<Presenter>& presenters() {
        .buffers = initiator::ublk_buffers,
        .requests = initiator::ublk_requests,
        .present = present_by_ublk,
-       .mark = ublk_mark,
+       .node = "/dev/ublkb",
+       .intend = intend_ublk,
+       .find = find_ublk_device,
        .exists = ublk_exists,
        .remove = remove_by_ublk,
        .sweep = nothing_else},
@@ -152,7 +200,9 @@ const std::vector<Presenter>& presenters() {
        .buffers = initiator::nbd_buffers,
        .requests = initiator::nbd_requests,
        .present = present_by_nbd,
-       .mark = nbd_mark,
+       .node = "/dev/nbd",
+       .intend = intend_nbd,
+       .find = find_nbd_device,
        .exists = nbd_exists,
        .remove = remove_by_nbd,
        .sweep = nothing_else},
@@ -163,12 +213,25 @@ const std::vector<Presenter>& presenters() {
        .buffers = initiator::fuse_buffers,
        .requests = initiator::fuse_requests,
        .present = present_by_fuse,
+       .node = "/dev/loop",
+       .intend = intend_nothing,
        .mark = loop_mark,
+       .find = find_nothing,
        .exists = loop_exists,
        .remove = remove_by_fuse,
        .sweep = sweep_fuse},
   };
   return all;
+}
+
+Result<bool> name_device(const RunFolder& folder, const Presenter& presenter, State& state) {
+  if (!state.device.empty()) return false;
+  auto number = presenter.find(folder, state);
+  if (!number) return failure(std::move(number.error()));
+  if (!*number) return false;
+  state.number = **number;
+  state.device = fmt::format("{}{}", presenter.node, **number);
+  return true;
 }
 
 }  // namespace rbt::tools::map

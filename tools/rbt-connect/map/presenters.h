@@ -19,6 +19,7 @@ struct Making {
   transport::Reactor& reactor;
   const initiator::DeviceOptions& options;
   const RunFolder& folder;
+  const std::string& mark;  ///< Presenter::intend()
 };
 
 /// One of them. All calls but `examine` may block for seconds.
@@ -33,8 +34,14 @@ struct Presenter {
   Bytes (*buffers)(const initiator::DeviceOptions& options) noexcept = nullptr;
   std::uint32_t (*requests)(const initiator::DeviceOptions& options) noexcept = nullptr;
   Result<std::unique_ptr<initiator::Device>> (*present)(const Making& making) = nullptr;
-  /// State::mark of a device that has just been made.
+  const char* node = nullptr;  ///< the device's path is this and its number
+  /// State::mark of a device that is about to be made, written down before that. Empty: its name is not known before, and it
+  /// does not outlive its process.
+  std::string (*intend)(const initiator::Namespace& disk, Random& random) = nullptr;
+  /// State::mark of one that has just been made; null: it is as intended.
   std::string (*mark)(std::uint32_t number) = nullptr;
+  /// The number of a device that was made as `state` intends; nothing: none was. Nobody else's. Error: that is not known.
+  Result<std::optional<std::uint32_t>> (*find)(const RunFolder& folder, const State& state) = nullptr;
   /// Whether the kernel still has the device that `state` tells of, and it is that one and no other of the same number.
   bool (*exists)(const State& state) = nullptr;
   /// Takes away what a process has left behind; its requests fail. Nothing to take away is success. Error in_use: it is over, and
@@ -48,6 +55,10 @@ struct Presenter {
 [[nodiscard]] const std::vector<Presenter>& presenters();
 /// Null: `via` is not one of them.
 [[nodiscard]] const Presenter* find_presenter(std::string_view via);
+
+/// Of a volume whose process has ended: if it was killed before it could name its device, and there is one, the state names it now.
+/// Returns whether that is so.
+[[nodiscard]] Result<bool> name_device(const RunFolder& folder, const Presenter& presenter, State& state);
 
 /// What to try for `wanted`: one, or all that this machine can; `skipped` says of each of the others why not.
 struct Choice {

@@ -183,7 +183,11 @@ Result<void> Process::make_device() {
   if (starter_.detached())
     if (auto redirected = errors_.redirect(fmt::format("rbt-{}", state_.name), folder_.log(state_.name)); !redirected)
       return redirected;
-  auto device = presenter_->present({*volume_, *reactor_, options, folder_});
+  if (!job_.predecessor) {
+    state_.mark = presenter_->intend(disk, world_.random);
+    if (auto written = folder_.write(state_); !written) return written;
+  }
+  auto device = presenter_->present({*volume_, *reactor_, options, folder_, state_.mark});
   if (!device) {
     errors_.restore();
     return failure(std::move(device.error()));
@@ -192,8 +196,7 @@ Result<void> Process::make_device() {
   const initiator::DeviceOptions& made = device_->options();
   state_.device = device_->path();
   state_.number = device_->number();
-  state_.mark = presenter_->mark(state_.number);
-  state_.device_pid = state_.pid;
+  if (presenter_->mark != nullptr) state_.mark = presenter_->mark(state_.number);
   state_.queues = made.queues;
   state_.depth = made.depth;
   state_.io_max = made.io_max.value();

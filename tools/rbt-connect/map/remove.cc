@@ -55,6 +55,10 @@ class Removal {
       return failure(std::move(state.error()));
     }
     const Presenter* const presenter = find_presenter(state->via);
+    if (!force)
+      if (auto untold = remove_untold(folder_, *state); !untold) return untold;
+    if (presenter != nullptr)
+      if (auto named = name_device(folder_, *presenter, *state); !named) return failure(std::move(named.error()));
     if (presenter != nullptr && !state->device.empty() && presenter->exists(*state)) {
       if (!force)
         if (const auto users = users_of(state->device, {.open = false}); !users.empty())
@@ -117,11 +121,25 @@ Result<void> unmap(const World& world, const RunFolder& folder, const std::strin
   }
 }
 
+// Whoever looks at every new device may have found it all the same.
+Result<void> remove_untold(const RunFolder& folder, State state) {
+  const Presenter* const presenter = find_presenter(state.via);
+  if (presenter == nullptr) return {};
+  auto named = name_device(folder, *presenter, state);
+  if (!named) return failure(std::move(named.error()));
+  if (!*named) return {};
+  if (const auto users = users_of(state.device, {.open = false}); !users.empty())
+    return failure(ErrorKind::in_use,
+                   fmt::format("{}; its process was killed before it was ready: rbt-connect unmap --force {}",
+                               in_use_text(state.device, users), state.name));
+  return presenter->remove(folder, state, SystemClock().now() + kRemoval);
+}
+
 Result<int> collect(const World& world, const RunFolder& folder) {
   int result = kSuccess;
   for (const std::string& name : folder.names()) {
     if (folder.holder(name)) continue;
-    const auto state = folder.read(name);
+    auto state = folder.read(name);
     if (!state) {
       report("rbt-connect", Error(state.error().kind(),
                                   fmt::format("{}; look at it, then remove it by hand", state.error().message())));
@@ -129,6 +147,8 @@ Result<int> collect(const World& world, const RunFolder& folder) {
       continue;
     }
     const Presenter* const presenter = find_presenter(state->via);
+    // What cannot be looked for is told by the removal.
+    if (presenter != nullptr) static_cast<void>(name_device(folder, *presenter, *state));
     const bool there = presenter != nullptr && !state->device.empty() && presenter->exists(*state);
     if (auto removed = Removal(world, folder, name).without_process(false); !removed) {
       result = report("rbt-connect", std::move(removed.error()).within(name));

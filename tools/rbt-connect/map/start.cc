@@ -9,6 +9,7 @@
 #include "tools/rbt-connect/map/launch.h"
 #include "tools/rbt-connect/map/presenters.h"
 #include "tools/rbt-connect/map/process.h"
+#include "tools/rbt-connect/map/remove.h"
 #include "tools/rbt-connect/map/surroundings.h"
 
 namespace rbt::tools::map {
@@ -32,6 +33,7 @@ Result<Taken> take(const RunFolder& folder, const std::string& name) {
     if (state.error().kind() == ErrorKind::not_found) return taken;
     return failure(std::move(state.error()).within("what is left of an earlier volume of that name"));
   }
+  if (auto removed = remove_untold(folder, *state); !removed) return failure(std::move(removed.error()));
   const Presenter* const presenter = find_presenter(state->via);
   if (!state->device.empty() && presenter != nullptr && presenter->exists(*state))
     taken.leftover = std::move(*state);

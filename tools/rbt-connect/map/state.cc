@@ -89,25 +89,15 @@ class Reader {
 }  // namespace
 
 std::string to_text(const State& state) {
-  return Json{{"version", State::kVersion},
-              {"name", state.name},
-              {"uris", state.uris},
-              {"options", state.options},
-              {"via", state.via},
-              {"device", state.device},
-              {"number", state.number},
-              {"mark", state.mark},
-              {"queues", state.queues},
-              {"depth", state.depth},
-              {"io_max", state.io_max},
-              {"read_only", state.read_only},
-              {"size", state.size},
-              {"block_size", state.block_size},
-              {"uuid", state.uuid},
-              {"pid", static_cast<std::uint64_t>(state.pid)},
-              {"device_pid", static_cast<std::uint64_t>(state.device_pid)},
-              {"since", state.since},
-              {"succession", state.succession}}
+  return Json{{"version", State::kVersion}, {"name", state.name},
+              {"uris", state.uris},         {"options", state.options},
+              {"via", state.via},           {"device", state.device},
+              {"number", state.number},     {"mark", state.mark},
+              {"queues", state.queues},     {"depth", state.depth},
+              {"io_max", state.io_max},     {"read_only", state.read_only},
+              {"size", state.size},         {"block_size", state.block_size},
+              {"uuid", state.uuid},         {"pid", static_cast<std::uint64_t>(state.pid)},
+              {"since", state.since},       {"succession", state.succession}}
              .dump(2, ' ', false, Json::error_handler_t::replace) +
          "\n";
 }
@@ -139,7 +129,6 @@ Result<State> parse_state(std::string_view text) {
   reader.take("block_size", state.block_size);
   reader.take("uuid", state.uuid);
   reader.take("pid", state.pid);
-  reader.take("device_pid", state.device_pid);
   reader.take("since", state.since);
   if (!state.device.empty() && !state.device.starts_with("/dev/")) reader.wrong("device", "is not in /dev");
   if (const auto succession = json.find("succession"); succession != json.end()) state.succession = *succession;

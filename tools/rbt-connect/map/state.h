@@ -32,9 +32,9 @@ struct State {
   std::vector<std::string> uris{};
   std::map<std::string, std::string> options{};  ///< written()
   std::string via{};                             ///< how it is presented: "ublk", "nbd", "fuse"
-  std::string device{};                          ///< "/dev/ublkb0"; empty: it has not been made yet
+  std::string device{};                          ///< "/dev/ublkb0"; empty: nobody has been told of one yet
   std::uint32_t number = 0;                      ///< initiator::Device::number()
-  std::string mark{};                            ///< by which it is told from another one of that number
+  std::string mark{};                            ///< by which it is told from others: Presenter::intend(), mark()
   std::uint32_t queues = 0;                      ///< of the device, as they came out
   std::uint32_t depth = 0;
   std::uint64_t io_max = 0;
@@ -43,7 +43,6 @@ struct State {
   std::uint32_t block_size = 0;
   std::string uuid{};       ///< of the namespace: its UUID, else NGUID, else EUI-64, in hexadecimal; empty: it has none
   pid_t pid = 0;            ///< of the last process
-  pid_t device_pid = 0;     ///< of the last one that the kernel's device has been given to
   std::uint64_t since = 0;  ///< when it was mapped: milliseconds since 1970, UTC
   nlohmann::ordered_json succession{};  ///< what the volume's successor must know (succession.h); null: nothing
 };
