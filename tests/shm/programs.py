@@ -93,6 +93,12 @@ class Target:
         fields = self.proc("stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self.log.close()
+
     def __enter__(self):
         return self
 
@@ -400,7 +406,7 @@ def a_copy_from_a_pipe_that_says_nothing_ends_when_it_is_told_to():
 @claim
 def a_copy_from_a_pipe_that_says_nothing_notices_that_the_target_is_gone():
     with folder() as work, Target(work, "ram:size=4MiB") as target:
-        copy = subprocess.Popen([TOOLS / "rbt-connect", "copy", "-", target.uri], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        copy = subprocess.Popen([TOOLS / "rbt-connect", "copy", "--on-loss", "fail", "-", target.uri], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
         copy.stdin.write(bytes(range(256)) * 4096 + b"!")
         copy.stdin.flush()
         left = array.array("i", [0])
@@ -413,6 +419,49 @@ def a_copy_from_a_pipe_that_says_nothing_notices_that_the_target_is_gone():
         assert status == 3 and target.uri.encode() in said, f"exit status {status}: {said}"
         assert took < 1.0 * PATIENCE, f"noticed after {took:.2f} s"
         copy.stdin.close()
+        copy.stderr.close()
+
+
+@claim
+def a_copy_goes_on_where_it_was_when_its_target_is_killed_and_comes_back():
+    size = 24 << 20
+    with folder() as work:
+        source, image = work / "source.img", work / "disk.img"
+        source.write_bytes(RANDOM.randbytes(size // 3) + bytes(size // 3) + RANDOM.randbytes(size // 3))
+        image.write_bytes(bytes(size))
+        # Half of it goes through a pipe; then the target is killed and started again, and then comes the other half.
+        half = size // 2 + 12345
+        target = Target(work, f"file:{image}")
+        copy = subprocess.Popen([TOOLS / "rbt-connect", "copy", "--verify", "-", target.uri], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        data = source.read_bytes()
+        copy.stdin.write(data[:half])
+        copy.stdin.flush()
+        target.kill()
+        target = Target(work, f"file:{image}")
+        copy.stdin.write(data[half:])
+        copy.stdin.close()
+        said = copy.stderr.read().decode()
+        assert copy.wait(timeout=60 * PATIENCE) == 0 and "the path is lost" in said and "live again" in said, said
+        copy.stderr.close()
+        assert image.read_bytes() == data, "the image is not what was copied in"
+        # The other way: the pipe stands still until the target is there again.
+        copy = subprocess.Popen([TOOLS / "rbt-connect", "copy", target.uri, "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        got = copy.stdout.read(1 << 20)
+        target.kill()
+        target = Target(work, f"file:{image}")
+        got += copy.stdout.read()
+        said = copy.stderr.read().decode()
+        assert copy.wait(timeout=60 * PATIENCE) == 0 and "the path is lost" in said, said
+        copy.stdout.close()
+        copy.stderr.close()
+        assert got == data, "what came out is not the image"
+        # Told to end, it does, although nobody is there to write to.
+        copy = subprocess.Popen([TOOLS / "rbt-connect", "copy", target.uri, "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        copy.stdout.read(1 << 20)
+        target.kill()
+        copy.terminate()
+        assert copy.wait(timeout=20 * PATIENCE) == 130 and b"interrupted after" in copy.stderr.read()
+        copy.stdout.close()
         copy.stderr.close()
 
 

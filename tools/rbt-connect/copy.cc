@@ -15,6 +15,9 @@ namespace rbt::tools {
 
 namespace {
 
+// Longest wait for something to happen before the copy looks around (progress bar, Ctrl-C).
+constexpr Duration kMoment = std::chrono::milliseconds(50);
+
 bool all_zero(std::span<const std::byte> data) {
   return data.empty() || (data[0] == std::byte{0} && std::memcmp(data.data(), data.data() + 1, data.size() - 1) == 0);
 }
@@ -27,14 +30,14 @@ std::uint32_t checksum(std::span<const std::byte> data) {
 
 class Copy {
  public:
-  Copy(Endpoint& source, Endpoint& destination, const CopyOptions& options, const Clock& clock,
+  Copy(Endpoint& source, Endpoint& destination, const CopyOptions& options, transport::Reactor& reactor,
        const Interrupt& interrupt)
       : source_(source),
         destination_(destination),
         options_(options),
         interrupt_(interrupt),
-        progress_(clock, source.size()),
-        clock_(clock) {}
+        progress_(reactor.clock(), source.size()),
+        reactor_(reactor) {}
 
   Result<CopyResult> run();
 
@@ -76,7 +79,7 @@ class Copy {
   const CopyOptions& options_;
   const Interrupt& interrupt_;
   Progress progress_;
-  const Clock& clock_;
+  transport::Reactor& reactor_;
   std::deque<Slot> slots_;
   std::vector<Slot*> idle_;
   std::uint64_t next_ = 0;                // where the next read begins
@@ -111,7 +114,7 @@ void Copy::make_slots() {
 }
 
 Result<CopyResult> Copy::run() {
-  const Instant began = clock_.now();
+  const Instant began = reactor_.clock().now();
   if (options_.verify && destination_.sequential())
     return failure(ErrorKind::invalid_argument, destination_.name() + " cannot be read back: leave out --verify");
   if (auto ready = destination_.begin_writing(source_.size()); !ready) return failure(std::move(ready.error()));
@@ -121,14 +124,14 @@ Result<CopyResult> Copy::run() {
   if (options_.verify)
     if (auto same = verify_all(); !same) return failure(std::move(same.error()));
   result_.bytes = end_;
-  result_.elapsed = clock_.now() - began;
+  result_.elapsed = reactor_.clock().now() - began;
   return result_;
 }
 
-// Whichever side waits does so for both.
 void Copy::progress() {
-  source_.progress(-1);
-  destination_.progress(source_.wakes_on());
+  (void)reactor_.run_until([this] { return source_.due() || destination_.due(); }, reactor_.clock().now() + kMoment);
+  source_.progress();
+  destination_.progress();
   for (const Endpoint* const side : {&source_, &destination_})
     if (auto lost = side->lost()) fail(std::move(*lost));
 }
@@ -136,7 +139,13 @@ void Copy::progress() {
 Result<void> Copy::drain() {
   // Every endpoint finishes what it began, be it with an error: the buffers are theirs until then.
   while (idle_.size() < slots_.size()) {
-    if (error_ || interrupt_.raised()) source_.give_up();
+    if (error_ || interrupt_.raised()) {
+      source_.give_up();
+      destination_.give_up();
+      // What they wait for may have failed.
+      for (const auto& [offset, waiting] : std::exchange(early_, {}))
+        finish(*waiting);
+    }
     progress();
   }
   // Whoever interrupts a copy knows why a transfer was cancelled.
@@ -248,10 +257,6 @@ void Copy::on_written(Slot& slot) {
   else
     result_.transferred += slot.transfer.data.size();
   finish(slot);
-  // A failed transfer must not leave later ones waiting for their turn for ever.
-  if (error_)
-    for (const auto& [offset, waiting] : std::exchange(early_, {}))
-      finish(*waiting);
 }
 
 Result<void> Copy::verify_all() {
@@ -262,7 +267,7 @@ Result<void> Copy::verify_all() {
       idle_.pop_back();
       verify_next(slot);
     }
-    destination_.progress(-1);
+    progress();
     progress_.update(result_.verified, "verifying");
   }
   return drain();
@@ -295,9 +300,9 @@ void Copy::on_verified(Slot& slot) {
 
 }  // namespace
 
-Result<CopyResult> copy(Endpoint& source, Endpoint& destination, const CopyOptions& options, const Clock& clock,
-                        const Interrupt& interrupt) {
-  return Copy(source, destination, options, clock, interrupt).run();
+Result<CopyResult> copy(Endpoint& source, Endpoint& destination, const CopyOptions& options,
+                        transport::Reactor& reactor, const Interrupt& interrupt) {
+  return Copy(source, destination, options, reactor, interrupt).run();
 }
 
 }  // namespace rbt::tools

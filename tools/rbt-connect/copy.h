@@ -25,8 +25,9 @@ struct CopyResult {
 };
 
 /// Copies all of `source` to the start of `destination`; what lies behind it is left alone (a file ends there). The last
-/// block is filled with zeroes if the source ends within it. Error: the first that happened, or interrupted.
+/// block is filled with zeroes if the source ends within it. `reactor` is both sides'. Error: the first that happened, or
+/// interrupted.
 [[nodiscard]] Result<CopyResult> copy(Endpoint& source, Endpoint& destination, const CopyOptions& options,
-                                      const Clock& clock, const Interrupt& interrupt);
+                                      transport::Reactor& reactor, const Interrupt& interrupt);
 
 }  // namespace rbt::tools

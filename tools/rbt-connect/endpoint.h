@@ -10,11 +10,11 @@
 
 #include "common/result.h"
 #include "common/units.h"
-#include "tools/program/interrupt.h"
+#include "transport/reactor/reactor.h"
 
 namespace rbt::tools {
 
-/// One piece of a copy on its way. Its buffer belongs to the copy; `done` is called once, not from within start().
+/// One piece of a copy on its way. Its buffer belongs to the copy; `done` is called once, from within progress().
 struct Transfer {
   std::uint64_t offset = 0;   ///< bytes
   std::span<std::byte> data;  ///< as much as is to be moved
@@ -23,7 +23,7 @@ struct Transfer {
   void* owner = nullptr;
 };
 
-/// One side of a copy. One thread.
+/// One side of a copy. Belongs to the thread that turns its reactor.
 class Endpoint {
  public:
   virtual ~Endpoint() = default;
@@ -49,22 +49,21 @@ class Endpoint {
   /// Everything written is durable when this returns. Blocks.
   [[nodiscard]] virtual Result<void> finish_writing(std::uint64_t end) = 0;
 
-  /// Something may have happened to transfers that were begun: calls their `done`. If nothing has, waits for it for at most
-  /// a moment, and no longer than until the descriptor `also` is readable (-1: nothing else is waited for).
-  virtual void progress(int /*also*/) {}
-  /// What the other side's progress() is to wait for, too, because ours does not wait: a descriptor, or -1.
-  [[nodiscard]] virtual int wakes_on() const noexcept { return -1; }
+  /// progress() has something to do. Turning the reactor makes it so.
+  [[nodiscard]] virtual bool due() const noexcept = 0;
+  /// Calls `done` of transfers that have ended. Outside of the reactor's turns; may turn it.
+  virtual void progress() = 0;
   /// Why nothing can be moved any more, if so: also found out while nothing is moved.
   [[nodiscard]] virtual std::optional<Error> lost() const { return {}; }
-  /// The copy is over: transfers that may wait for ever end, with an error, by the next progress().
+  /// The copy is over: transfers that may wait for ever end soon, with an error.
   virtual void give_up() {}
   /// A buffer of `size` bytes that suits this endpoint best; empty: any memory will do. Lives as long as the endpoint.
   [[nodiscard]] virtual std::span<std::byte> buffer(std::size_t /*size*/) { return {}; }
 };
 
-/// A file, a block device, or "-": standard input or output. Waiting to write to a pipe ends, with an error, when
-/// `interrupt` is raised; it outlives the endpoint.
-[[nodiscard]] Result<std::unique_ptr<Endpoint>> open_source(const std::string& path, const Interrupt& interrupt);
-[[nodiscard]] Result<std::unique_ptr<Endpoint>> open_destination(const std::string& path, const Interrupt& interrupt);
+/// A file, a block device, or "-": standard input or output. Its calls into the kernel are made by a thread of its own: whoever
+/// waits for a pipe or a disk keeps no other side of the copy waiting.
+[[nodiscard]] Result<std::unique_ptr<Endpoint>> open_source(const std::string& path, transport::Reactor& reactor);
+[[nodiscard]] Result<std::unique_ptr<Endpoint>> open_destination(const std::string& path, transport::Reactor& reactor);
 
 }  // namespace rbt::tools

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 #include <sys/stat.h>
 
-#include <array>
+#include <optional>
 
 #include "common/sizes.h"
 #include "tools/program/fabrics.h"
@@ -12,6 +12,7 @@
 #include "tools/rbt-connect/copy.h"
 #include "tools/rbt-connect/describe.h"
 #include "tools/rbt-connect/doctor/doctor.h"
+#include "tools/rbt-connect/map/options.h"
 #include "tools/rbt-connect/map/verbs.h"
 #include "tools/rbt-connect/volume.h"
 
@@ -47,6 +48,7 @@ struct Options {
   initiator::SessionOptions session;
   CopyOptions copy;
   Format format = Format::table;
+  std::optional<Duration> on_loss{};
   LogLevel log = LogLevel::warning;
 };
 
@@ -71,8 +73,10 @@ po::options_description described() {
                         "table or json (discover, info, doctor)")(
       "verify", "copy: read everything back from DST and compare checksums")(
       "depth", po::value<std::string>()->default_value("8")->value_name("N"),
-      "copy: transfers of 1 MiB in flight, 1 to 16")("hostnqn", po::value<std::string>()->value_name("NQN"),
-                                                     "who we say we are (default: made from the host ID)")(
+      "copy: transfers of 1 MiB in flight, 1 to 16")(
+      "on-loss", po::value<std::string>()->default_value("hold")->value_name("WHAT"),
+      "copy, when a target is gone: hold (wait for it), fail, or the seconds to wait before failing")(
+      "hostnqn", po::value<std::string>()->value_name("NQN"), "who we say we are (default: made from the host ID)")(
       "hostid", po::value<std::string>()->value_name("UUID"), "our host ID (default: random)")(
       "timeout", po::value<std::string>()->default_value("10s")->value_name("DURATION"), "for connecting")(
       "log-level", po::value<std::string>()->default_value("warning")->value_name("LEVEL"),
@@ -100,6 +104,10 @@ Result<Options> parse_options(const po::variables_map& values) {
     if (!id) return failure(std::move(id.error()).within("--hostid"));
     options.session.host.id = nvme::HostId(id->bytes());
   }
+  map::MapOptions loss;  // says it in the same words
+  if (auto fine = map::apply(loss, "on-loss", values["on-loss"].as<std::string>()); !fine)
+    return failure(std::move(fine.error()).within("--on-loss"));
+  options.on_loss = loss.on_loss;
   auto timeout = parse_duration(values["timeout"].as<std::string>());
   if (!timeout) return failure(std::move(timeout.error()).within("--timeout"));
   if (*timeout <= Duration::zero()) return failure(ErrorKind::invalid_argument, "--timeout: more than 0 is expected");
@@ -138,13 +146,17 @@ Result<int> info(const World& world, const std::string& where) {
 }
 
 Result<std::unique_ptr<Endpoint>> open_endpoint(const World& world, const std::string& where, bool source,
-                                                const Interrupt& interrupt) {
-  if (!where.starts_with("nvme+")) return source ? open_source(where, interrupt) : open_destination(where, interrupt);
+                                                transport::Reactor& reactor, const Interrupt& interrupt) {
+  if (!where.starts_with("nvme+")) return source ? open_source(where, reactor) : open_destination(where, reactor);
   auto uri = Uri::parse(where);
   if (!uri) return failure(std::move(uri.error()));
   auto environment = world.environment(*uri);
   if (!environment) return failure(std::move(environment.error()));
-  return open_volume(*environment, *uri, {.session = world.options.session});
+  return open_volume(*environment, *uri, reactor,
+                     {.host = world.options.session.host,
+                      .connect_timeout = world.options.session.connect_timeout,
+                      .on_loss = world.options.on_loss},
+                     interrupt);
 }
 
 bool same_file(const std::string& a, const std::string& b) {
@@ -158,11 +170,13 @@ Result<int> copy_disk(const World& world, const std::string& from, const std::st
   if (from == to && from != "-") return failure(ErrorKind::invalid_argument, from + " cannot be copied onto itself");
   if (same_file(from, to))
     return failure(ErrorKind::invalid_argument, fmt::format("{} and {} are the same file", from, to));
-  auto source = open_endpoint(world, from, true, interrupt);
+  auto reactor = transport::Reactor::create(world.clock, world.logger);
+  if (!reactor) return failure(std::move(reactor.error()));
+  auto source = open_endpoint(world, from, true, **reactor, interrupt);
   if (!source) return failure(std::move(source.error()));
-  auto destination = open_endpoint(world, to, false, interrupt);
+  auto destination = open_endpoint(world, to, false, **reactor, interrupt);
   if (!destination) return failure(std::move(destination.error()));
-  auto done = copy(**source, **destination, world.options.copy, world.clock, interrupt);
+  auto done = copy(**source, **destination, world.options.copy, **reactor, interrupt);
   if (!done) return failure(std::move(done.error()));
   const double seconds = std::max(std::chrono::duration<double>(done->elapsed).count(), 1e-6);
   // On standard error: standard output may be the copy.

@@ -4,12 +4,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <catch2/catch.hpp>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <memory>
+#include <thread>
+#include <utility>
 #include <vector>
 
+#include "common/log.h"
 #include "common/random.h"
 
 using namespace rbt;
@@ -44,7 +49,8 @@ class SlowDisk final : public Endpoint {
     ++flushes;
     return {};
   }
-  void progress(int) override {
+  bool due() const noexcept override { return !pending_.empty(); }
+  void progress() override {
     if (pending_.empty()) return;
     const std::size_t which = random_.below(pending_.size());
     auto [transfer, write] = pending_[which];
@@ -104,6 +110,14 @@ std::vector<std::byte> read_file(const std::string& path) {
 
 constexpr CopyOptions kSmall{.depth = 4, .chunk = 8192};
 
+// What a copy runs on.
+struct Machine {
+  SystemClock clock;
+  std::unique_ptr<Logger> logger = make_stderr_logger(LogLevel::warning);
+  std::unique_ptr<transport::Reactor> reactor = *transport::Reactor::create(clock, *logger);
+  Interrupt interrupt;
+};
+
 }  // namespace
 
 TEST_CASE("A copy is the same bytes, whatever order its transfers finish in") {
@@ -111,11 +125,10 @@ TEST_CASE("A copy is the same bytes, whatever order its transfers finish in") {
   SlowDisk from(300 * 512, seed), to(400 * 512, seed + 1000);
   from.bytes = content(from.bytes.size(), seed);
   std::fill(to.bytes.begin(), to.bytes.end(), std::byte{0xee});
-  const SystemClock clock;
-  const Interrupt interrupt;
+  Machine machine;
   auto options = kSmall;
   options.verify = true;
-  auto done = copy(from, to, options, clock, interrupt);
+  auto done = copy(from, to, options, *machine.reactor, machine.interrupt);
   if (!done) FAIL(done.error().message());
   CHECK(std::equal(from.bytes.begin(), from.bytes.end(), to.bytes.begin()));
   CHECK(to.bytes[from.bytes.size()] == std::byte{0xee});  // what lies behind is left alone
@@ -126,15 +139,14 @@ TEST_CASE("A copy is the same bytes, whatever order its transfers finish in") {
 }
 
 TEST_CASE("Whichever transfer of a copy fails, the copy says so and nothing hangs") {
-  const SystemClock clock;
-  const Interrupt interrupt;
+  Machine machine;
   bool clean = false;
   for (std::uint64_t n = 0; !clean; ++n) {
     REQUIRE(n < 1000);
     SlowDisk from(100 * 512, 1), to(100 * 512, 2);
     from.bytes = content(from.bytes.size(), 5);
     (n % 2 == 0 ? from : to).fail_at = n / 2;
-    auto done = copy(from, to, kSmall, clock, interrupt);
+    auto done = copy(from, to, kSmall, *machine.reactor, machine.interrupt);
     clean = n % 2 == 0 ? from.operations <= from.fail_at : false;
     if (from.operations > from.fail_at || to.operations > to.fail_at) {
       REQUIRE_FALSE(done);
@@ -145,15 +157,86 @@ TEST_CASE("Whichever transfer of a copy fails, the copy says so and nothing hang
   }
 }
 
+namespace {
+
+struct Pipe {
+  Pipe() { REQUIRE(::pipe(ends.data()) == 0); }
+  ~Pipe() {
+    close(0);
+    close(1);
+  }
+  void close(std::size_t end) {
+    if (ends[end] >= 0) ::close(std::exchange(ends[end], -1));
+  }
+  std::string path(std::size_t end) const { return "/dev/fd/" + std::to_string(ends[end]); }
+  std::array<int, 2> ends{};
+};
+
+}  // namespace
+
+TEST_CASE("Whichever transfer into a pipe fails, the copy says so and nothing hangs") {
+  for (std::uint64_t n = 0; n < 7; ++n) {
+    Machine machine;
+    const Pipe pipe;
+    SlowDisk from(100 * 512, n);  // less than a pipe holds
+    from.bytes = content(from.bytes.size(), 5);
+    from.fail_at = n;
+    auto to = open_destination(pipe.path(1), *machine.reactor);
+    REQUIRE(to);
+    auto done = copy(from, **to, kSmall, *machine.reactor, machine.interrupt);
+    REQUIRE_FALSE(done);
+    CHECK(done.error().message() == "media error");
+  }
+}
+
+TEST_CASE("While a pipe is not read, or says nothing, whatever else is on the reactor goes on") {
+  const bool reading = GENERATE(false, true);
+  Machine machine;
+  Pipe pipe;
+  SlowDisk disk(2048 * 512, 1);  // far more than a pipe holds
+  disk.bytes = content(disk.bytes.size(), 6);
+  const auto before = disk.bytes;
+  const auto said = content(20000, 7);
+  std::vector<std::byte> seen(before.size());
+  auto end = reading ? open_source(pipe.path(0), *machine.reactor) : open_destination(pipe.path(1), *machine.reactor);
+  REQUIRE(end);
+  std::thread other;
+  int ticks = 0;
+  // The other end of the pipe does nothing until the timer has fired a few times.
+  transport::Timer timer(machine.reactor->timers(), [&] {
+    if (++ticks < 5) return timer.arm(machine.clock.now() + std::chrono::milliseconds(1));
+    other = std::thread([&] {
+      if (reading) {
+        (void)!::write(pipe.ends[1], said.data(), said.size());
+        return pipe.close(1);
+      }
+      for (std::size_t at = 0; at < seen.size();) {
+        const ssize_t got = ::read(pipe.ends[0], &seen[at], seen.size() - at);
+        if (got <= 0) return;
+        at += std::size_t(got);
+      }
+    });
+  });
+  timer.arm(machine.clock.now());
+  auto done = reading ? copy(**end, disk, kSmall, *machine.reactor, machine.interrupt)
+                      : copy(disk, **end, kSmall, *machine.reactor, machine.interrupt);
+  REQUIRE(ticks == 5);
+  other.join();
+  if (!done) FAIL(done.error().message());
+  if (reading)
+    CHECK(std::equal(said.begin(), said.end(), disk.bytes.begin()));
+  else
+    CHECK(seen == before);
+}
+
 TEST_CASE("Verification notices a destination that stores something else") {
   SlowDisk from(64 * 512, 1), to(64 * 512, 2);
   from.bytes = content(from.bytes.size(), 9);
   to.corrupt_writes = true;
-  const SystemClock clock;
-  const Interrupt interrupt;
+  Machine machine;
   auto options = kSmall;
   options.verify = true;
-  auto done = copy(from, to, options, clock, interrupt);
+  auto done = copy(from, to, options, *machine.reactor, machine.interrupt);
   REQUIRE_FALSE(done);
   CHECK(done.error().kind() == ErrorKind::mismatch);
 }
@@ -169,11 +252,10 @@ TEST_CASE("A sparse file is copied with its holes, and an odd size fills the las
   }
   SlowDisk to(2048 * 512, 7);
   std::fill(to.bytes.begin(), to.bytes.end(), std::byte{0xee});
-  const Interrupt interrupt;
-  auto from = open_source(path, interrupt);
+  Machine machine;
+  auto from = open_source(path, *machine.reactor);
   REQUIRE(from);
-  const SystemClock clock;
-  auto done = copy(**from, to, kSmall, clock, interrupt);
+  auto done = copy(**from, to, kSmall, *machine.reactor, machine.interrupt);
   if (!done) FAIL(done.error().message());
   const auto wanted = read_file(path);
   CHECK(std::equal(wanted.begin(), wanted.end(), to.bytes.begin()));
@@ -190,22 +272,20 @@ TEST_CASE("A file that a disk is copied to has the disk's size and bytes, whatev
   write_file(path, content(500'000, 1));
   SlowDisk from(256 * 512, 3);
   from.bytes = content(from.bytes.size(), 4);
-  const Interrupt interrupt;
-  auto to = open_destination(path, interrupt);
+  Machine machine;
+  auto to = open_destination(path, *machine.reactor);
   REQUIRE(to);
-  const SystemClock clock;
   auto options = kSmall;
   options.verify = true;
-  auto done = copy(from, **to, options, clock, interrupt);
+  auto done = copy(from, **to, options, *machine.reactor, machine.interrupt);
   if (!done) FAIL(done.error().message());
   CHECK(read_file(path) == from.bytes);
 }
 
 TEST_CASE("A source that does not fit is refused before anything is written") {
   SlowDisk from(100 * 512, 1), to(99 * 512, 2);
-  const SystemClock clock;
-  const Interrupt interrupt;
-  auto done = copy(from, to, kSmall, clock, interrupt);
+  Machine machine;
+  auto done = copy(from, to, kSmall, *machine.reactor, machine.interrupt);
   REQUIRE_FALSE(done);
   CHECK(to.operations == 0);
 }
