@@ -54,7 +54,7 @@ Result<std::unique_ptr<LoopDevice>> LoopDevice::attach(const std::string& file, 
   loop_config config{};
   config.fd = static_cast<std::uint32_t>(backing.get());
   config.block_size = block_size;
-  config.info.lo_flags = LO_FLAGS_DIRECT_IO | LO_FLAGS_AUTOCLEAR;
+  config.info.lo_flags = LO_FLAGS_DIRECT_IO | LO_FLAGS_AUTOCLEAR | LO_FLAGS_PARTSCAN;
   if (read_only) config.info.lo_flags |= LO_FLAGS_READ_ONLY;
   std::memcpy(config.info.lo_file_name, file.data(), std::min<std::size_t>(file.size(), LO_NAME_SIZE - 1));
   for (int attempt = 0;; ++attempt) {

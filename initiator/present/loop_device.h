@@ -12,7 +12,7 @@ namespace rbt::initiator {
 /// Detached from its file when nobody has it open any more, this object included. Any thread, one at a time; calls wait for the file.
 class LoopDevice {
  public:
-  /// A free one, with direct I/O. Errors: unsupported (`modprobe loop`), permission, what the kernel said.
+  /// A free one, with direct I/O and partitions. Errors: unsupported (`modprobe loop`), permission, what the kernel said.
   [[nodiscard]] static Result<std::unique_ptr<LoopDevice>> attach(const std::string& file, std::uint32_t block_size,
                                                                   bool read_only);
   ~LoopDevice();

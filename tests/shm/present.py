@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+SOURCES = pathlib.Path(__file__).resolve().parent.parent.parent / "initiator"
 PRESENT = pathlib.Path(sys.argv.pop(2)).resolve()
 
 import programs  # noqa: E402 (it looks at the arguments)
@@ -204,8 +205,24 @@ def a_loop_device_is_what_the_volume_is():
         fd = os.open(device.where, os.O_RDONLY)
         assert os.pread(fd, 4 << 20, 4 << 20) == bytes(4 << 20)
         os.close(fd)
-        run("mkfs.ext4", "-q", device.where)
-        run("e2fsck", "-fn", device.where)
+        for key in ("queue/discard_max_bytes", "queue/write_zeroes_max_bytes"):
+            assert int(pathlib.Path(f"/sys/block/{name}/{key}").read_text()) > 0, key
+        run("sfdisk", "-q", "--wipe", "always", device.where, input="label: gpt\nsize=20MiB\nsize=20MiB\n")
+        partition = f"{device.where}p2"
+        run("partx", "--update", device.where)  # a kernel may know no kind of table
+        eventually("there is a second partition", lambda: os.path.exists(partition), 5)
+        run("mkfs.ext4", "-q", partition)
+        (work / "mounted").mkdir()
+        for _ in range(2):
+            run("mount", partition, work / "mounted")
+            try:
+                run("cp", "-r", SOURCES, work / "mounted")
+                run("diff", "-r", SOURCES, work / "mounted" / SOURCES.name)
+            finally:
+                run("umount", work / "mounted")
+            run("e2fsck", "-fn", partition)
+        run("sfdisk", "-q", "--delete", device.where)
+        eventually("there is none any more", lambda: not os.path.exists(partition), 5)
         assert len(device.children()) == 1
     with folder() as work, Target(work, "ram:size=64MiB") as target, fuse_of(work, target, "readonly") as device:
         assert pathlib.Path(f"/sys/block/{device.where.removeprefix('/dev/')}/ro").read_text().strip() == "1"

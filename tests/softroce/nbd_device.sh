@@ -4,6 +4,8 @@
 #   ci/softroce run tests/softroce/nbd_device.sh BUILD_DIR
 # shellcheck source=tests/softroce/lib.sh
 source "$(dirname "$0")/lib.sh"
+# shellcheck source=tests/softroce/device_steps.sh
+source "$(dirname "$0")/device_steps.sh"
 
 build=${1:?build directory}
 nqn=nqn.2026-01.io.example:nbd
@@ -26,10 +28,6 @@ present() { # NAME [WORD...]
 said() { grep -q -E -e "$2" "$RBT_RIG_OUTPUT/$1.log"; } # NAME REGEX
 attribute() { cat "/sys/block/$nbd/$1" 2>/dev/null; }
 is() { [[ $(attribute "$1") == "$2" ]] || { echo "$1 is '$(attribute "$1")', not '$2'"; return 1; }; } # ATTRIBUTE VALUE
-passes() { timeout -k 5 60 "$@"; }
-reads_as_zeroes() { # MIB-OFFSET MIB
-	cmp -n $(($2 << 20)) <(dd if="$device" bs=1M skip="$1" count="$2" iflag=direct status=none) /dev/zero
-}
 # Writes and reads back what it wrote some writes earlier, until it is told to stop; then reads back the rest.
 start_load() { # NAME
 	fio --name=load --ioengine=libaio --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 --numjobs=2 --offset_increment=16M \
@@ -69,29 +67,8 @@ claim "A second process that would recover it while the first lives is refused" 
 
 # --- Data -------------------------------------------------------------------------------------------------------------
 
-# The discards beside it: blocks of another part, and of the same device and queues.
-(for ((i = 0; i < 40; i++)); do blkdiscard -o $((48 + i % 4))M -l 1M "$device" || exit 1; done) &
-discards=$!
-claim "4 KiB random writes at depth 32 read back with their checksums" passes fio --name=random --ioengine=libaio --direct=1 \
-	--verify=crc32c --verify_fatal=1 --numjobs=2 --offset_increment=16M --size=4M --rw=randwrite --bs=4k --iodepth=32 \
-	--group_reporting --filename="$device" --output="$RBT_RIG_OUTPUT/nbd-random.txt"
-claim "Discards beside it are done" wait "$discards"
-claim "1 MiB sequential writes read back with their checksums" passes fio --name=sequential --ioengine=libaio --direct=1 \
-	--verify=crc32c --verify_fatal=1 --size=16M --rw=write --bs=1M --iodepth=4 --filename="$device" \
-	--output="$RBT_RIG_OUTPUT/nbd-sequential.txt"
-grep -h -E 'IOPS' "$RBT_RIG_OUTPUT/nbd-"{random,sequential}.txt | sed 's/^/# /'
-claim "blkdiscard -z: write zeroes" passes blkdiscard -z -o 4M -l 4M "$device"
-claim "The range reads as zeroes" reads_as_zeroes 4 4
-claim "What lies behind it does not" fails reads_as_zeroes 8 4
-
-copy_tree() {
-	mkfs.ext4 -q "$device" && mkdir -p "$scratch/mount" && mount "$device" "$scratch/mount" &&
-		cp -r "$source_dir/initiator" "$scratch/mount" && umount "$scratch/mount" &&
-		mount -o ro "$device" "$scratch/mount" && diff -r "$source_dir/initiator" "$scratch/mount/initiator" &&
-		umount "$scratch/mount"
-}
-claim "mkfs.ext4, a tree is copied and found again" copy_tree
-claim "e2fsck finds nothing to repair" passes e2fsck -fn "$device"
+device_claims NBD 2
+claim "1 MiB sequential writes verify, beside discards" verified write 1M 4
 
 # --- The target dies, and the process ---------------------------------------------------------------------------------
 
@@ -153,8 +130,24 @@ claim "Nothing is left in the kernel" test "$(attribute size)" = 0 -a ! -e "/sys
 claim "A device is made once more" present "$presenter"
 claim "Somebody disconnects it" ends 0 10 . "$build/tests/shm/present" - "remove=${nbd#nbd}"
 claim "Its process says so, and ends" within 10 said "$presenter" "somebody has disconnected $device"
+
+# --- FUSE and a loop device -------------------------------------------------------------------------------------------
+
+modprobe -a fuse loop || bail "no fuse, or no loop"
+mkdir "$scratch/run"
+claim "A file by FUSE becomes a loop device" start_daemon --name fuse "$build/tests/shm/present" "$uri" fuse "directory=$scratch/run" || exit 1
+device=$(grep -m 1 '^/dev/loop' "$RBT_RIG_OUTPUT/fuse.log")
+nbd=${device#/dev/} # for attribute()
+for expected in "size 147456" "ro 0" "queue/logical_block_size 512" "queue/write_cache write back" "loop/dio 1"; do
+	claim "/sys/block: $expected" is "${expected%% *}" "${expected#* }"
+done
+claim "/sys/block: discard and write zeroes" test "$(attribute queue/discard_max_bytes)" -gt 0 -a \
+	"$(attribute queue/write_zeroes_max_bytes)" -gt 0
+device_claims FUSE 1
+claim "SIGTERM: everything is taken away, exit status 0" stop_daemon fuse
+claim "Nothing is left" test ! -e "/sys/block/$nbd/loop" -a -z "$(ls "$scratch/run")"
 claim "SIGTERM: exit status 0" stop_daemon target
 umount "$scratch/disk"
 claim "The kernel says nothing but what NBD says of its connections" dmesg_clean '^EXT4-fs \(' '^dummy0 speed is unknown' \
-	'^block nbd[0-9]+: ' '^nbd[0-9]+: detected capacity change' '^I/O error, dev nbd[0-9]+' '^Buffer I/O error on dev nbd[0-9]+' \
+	'^block nbd[0-9]+: ' '^ (nbd|loop)[0-9]+:( p[12])*$' '^device-mapper: ' '^(nbd|loop)[0-9]+: detected capacity change' '^I/O error, dev nbd[0-9]+' '^Buffer I/O error on dev nbd[0-9]+' \
 	'^nbd_xmit_timeout: [0-9]+ callbacks' 'Dev nbd[0-9]+: unable to read RDB' 'nbd[0-9]+: unable to read partition' '^ldm_validate_partition_table\(\): Disk read failed'

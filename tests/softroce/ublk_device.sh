@@ -4,6 +4,8 @@
 #   ci/softroce run tests/softroce/ublk_device.sh BUILD_DIR
 # shellcheck source=tests/softroce/lib.sh
 source "$(dirname "$0")/lib.sh"
+# shellcheck source=tests/softroce/device_steps.sh
+source "$(dirname "$0")/device_steps.sh"
 
 tools=${1:?build directory}/tools program=$1/tests/softroce/ublk_volume
 nqn=nqn.2026-01.io.example:memory
@@ -34,17 +36,6 @@ nothing_left() {
 }
 a_moment() { sleep "0.$((RANDOM % 9))$((RANDOM % 10))"; } # the random moment of a kill
 
-# Two jobs, on two processors and so on two hardware queues, write and verify; a third one discards elsewhere.
-verified() { # RW BS [MIB-PER-JOB [FIO-OPTION...]]
-	local common=(--filename="$device" --direct=1 --ioengine=libaio --verify_fatal=1) mib=${3:-8}
-	timeout -k 5 150 fio --output="$scratch/fio" "${common[@]}" --name=written --rw="$1" --bs="$2" --size="${mib}M" --iodepth=16 \
-		--numjobs=2 --offset_increment="${mib}M" --cpus_allowed=0,1 --cpus_allowed_policy=split --verify=crc32c "${@:4}" \
-		--name=discarded --rw=randtrim --bs=64k --offset=48M --size=16M --numjobs=1 --iodepth=4 || {
-		tail -n 20 "$scratch/fio"
-		return 1
-	}
-}
-
 # Passes of verified random writes in the background until load_ends; a pass that fails ends them.
 begin_load() {
 	rm -f "$scratch/enough"
@@ -69,7 +60,7 @@ load_ends() {
 goes_on() { within 60 moved_on "$device" "$(sectors_of "$device")"; }
 
 dmesg_mark
-mkdir "$scratch/disk" "$scratch/mounted"
+mkdir "$scratch/disk"
 mkfs.ext4 -q /dev/ram0 || bail "no file system"
 mount /dev/ram0 "$scratch/disk" || bail "the file system does not mount"
 truncate -s 64M "$scratch/disk/image"
@@ -92,35 +83,9 @@ claim "A second process does not get it" ends 1 60 "has not ended|serves it" "$p
 
 # --- Data -------------------------------------------------------------------------------------------------------------
 
-claim "Random writes of 4 KiB on two queues verify, beside discards" verified randwrite 4k
-claim "Sequential writes of 128 KiB on two queues verify, beside discards" verified write 128k 16
+device_claims "In memory, two queues"
 claim "Random reads and writes of all sizes verify" verified randrw 512:64k 4 --bsrange=512-64k --ba=512
-head -c 8M /dev/urandom | dd of="$device" bs=1M oflag=direct status=none
-claim "blkdiscard -z" blkdiscard -z -o 0 -l 4M "$device"
-claim "What was zeroed is zero" cmp -n $((4 << 20)) "$device" /dev/zero
-claim "What was not zeroed is not" fails cmp -s -i $((4 << 20)) -n 4096 "$device" /dev/zero
-claim "blkdiscard of all" blkdiscard "$device"
-
-tree() { cp -r "$source_dir/initiator" "$source_dir/docs" "$scratch/mounted/" && sync -f "$scratch/mounted"; }
-same_tree() { diff -r "$source_dir/initiator" "$scratch/mounted/initiator" && diff -r "$source_dir/docs" "$scratch/mounted/docs"; }
-file_system() { # DEVICE
-	mkfs.ext4 -q "$1" && mount -o discard "$1" "$scratch/mounted" && tree && umount "$scratch/mounted" && e2fsck -fn "$1" &&
-		mount "$1" "$scratch/mounted" && same_tree && rm -r "$scratch/mounted/docs" && umount "$scratch/mounted" && e2fsck -fn "$1"
-}
-claim "ext4: a tree is copied, and is there after the next mount; fsck finds nothing" file_system "$device"
-
-partition() {
-	printf 'label: gpt\nsize=40MiB\nsize=40MiB\n' | sfdisk -q --wipe always "$device" && within 5 test -b "${device}p2"
-}
-claim "A partition table" partition
-# There is no udev in the rig.
-volumes() { DM_DISABLE_UDEV=1 lvm "$@" --devices "${device}p1,${device}p2"; }
-lvm_on_top() {
-	volumes pvcreate -q -y "${device}p1" "${device}p2" && volumes vgcreate -q rbttest "${device}p1" "${device}p2" &&
-		volumes lvcreate -q -y -L 48M -n both rbttest && file_system /dev/rbttest/both && volumes vgremove -q -y rbttest
-}
-if modprobe dm_mod; then claim "LVM over both partitions, with a file system" lvm_on_top; else bail "no dm_mod"; fi
-claim "Partitions go" sfdisk -q --delete "$device"
+claim "ext4 on all of it" file_system "$device"
 
 # --- Its process dies -------------------------------------------------------------------------------------------------
 
