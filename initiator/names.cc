@@ -1,3 +1,6 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include "initiator/queue_pair.h"
 
 namespace rbt::initiator {
@@ -28,6 +31,13 @@ std::string_view name(Outcome outcome) noexcept {
     case Outcome::unmapped: return "unmapped memory";
   }
   return "unknown";
+}
+
+std::string identity(const Namespace& disk) {
+  if (!disk.uuid.is_zero()) return disk.uuid.to_string();
+  if (disk.nguid != decltype(disk.nguid){}) return fmt::format("{:02x}", fmt::join(disk.nguid, ""));
+  if (disk.eui64 != decltype(disk.eui64){}) return fmt::format("{:02x}", fmt::join(disk.eui64, ""));
+  return "";
 }
 
 }  // namespace rbt::initiator

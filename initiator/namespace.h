@@ -68,4 +68,7 @@ struct Namespace {
   [[nodiscard]] std::uint32_t block_size() const noexcept { return block_shift.block_size(); }
 };
 
+/// By which the same disk is known again, whoever serves it: its UUID, else its NGUID or EUI-64 in hexadecimal; empty: it has none.
+[[nodiscard]] std::string identity(const Namespace& disk);
+
 }  // namespace rbt::initiator

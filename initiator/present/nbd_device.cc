@@ -1,7 +1,6 @@
 #include "initiator/present/nbd_device.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -354,9 +353,8 @@ Result<std::unique_ptr<Device>> present_nbd(Volume& volume, transport::Reactor& 
 }
 
 std::string nbd_identifier(const Namespace& disk) {
-  if (!disk.uuid.is_zero()) return disk.uuid.to_string();
-  if (disk.nguid != std::array<std::uint8_t, 16>{}) return fmt::format("nguid:{:02x}", fmt::join(disk.nguid, ""));
-  return fmt::format("eui64:{:02x}", fmt::join(disk.eui64, ""));
+  std::string known = identity(disk);
+  return known.empty() ? "unknown" : known;  // the kernel keeps none that is empty
 }
 
 Result<void> remove_nbd(std::uint32_t number, const Clock& clock, Instant deadline) {

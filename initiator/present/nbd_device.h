@@ -36,7 +36,7 @@ struct NbdDeviceInfo {
   Bytes size;
 };
 [[nodiscard]] std::vector<NbdDeviceInfo> list_nbd();
-/// What our devices are known by: the UUID of the disk, or, without one, its NGUID or EUI-64.
+/// What our devices are known by: identity(), or "unknown".
 [[nodiscard]] std::string nbd_identifier(const Namespace& disk);
 /// Ends a device whose process has: requests that wait for a successor fail with EIO. Blocks until `deadline` at most.
 /// Errors: in_use (somebody has it open; it goes when that ends); as present_nbd().

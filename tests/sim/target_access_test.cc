@@ -5,7 +5,7 @@
 #include <array>
 
 #include "common/nvme/access.h"
-#include "tests/sim/target_rig.h"
+#include "tests/sim/event_rig.h"
 
 using namespace rbt;
 using namespace rbt::test;
@@ -18,13 +18,10 @@ namespace {
 
 constexpr std::uint32_t kEvent = 0x000c0302;  // LID 0Ch, Asymmetric Namespace Access Change, Notice
 
-struct AccessRig : TargetRig {
-  AccessRig() : association(associate()), admin(*association.admin), io(io_queue(association, Qid(1))) {}
+struct AccessRig : EventRig {
+  AccessRig() : EventRig(kEvent), io(io_queue(association, Qid(1))) {}
   void set(AccessState state) { REQUIRE(target->set_access(address(), state).has_value()); }
-  void enable_events() {
-    require_ok(execute(admin, nvme::encode_set_features(
-                                  {.fid = NVME_FEAT_FID_ASYNC_EVENT, .value = NVME_FEATURE_AENCFG_NOTICE_ANA_CHANGE})));
-  }
+  void enable_events() { enable(NVME_FEATURE_AENCFG_NOTICE_ANA_CHANGE); }
   nvme::Status command(IoOpcode opcode) {
     auto data = memory(io, 512);
     auto sqe = nvme::encode_block_command(opcode, {.nsid = Nsid(1), .first = Lba(0), .count = Blocks(1)});
@@ -36,24 +33,7 @@ struct AccessRig : TargetRig {
         admin,
         nvme::encode_get_log_page({.nsid = nvme::kNsidAll, .lid = NVME_LOG_LID_ANA, .lsp = lsp, .length = Bytes(64)}));
   }
-  std::uint16_t request_event() {
-    const std::uint16_t cid = admin.submit(nvme::encode_plain(AdminOpcode::async_event_request));
-    run_for(std::chrono::milliseconds(1));
-    return cid;
-  }
-  void expect_event(std::uint16_t cid) {
-    std::optional<Response> event;
-    expect([&] { return (event = admin.take(cid)).has_value(); }, "the event comes");
-    require_ok(*event);
-    CHECK(event->cqe.dw0() == kEvent);
-  }
-  bool no_event(std::uint16_t cid) {
-    run_for(std::chrono::milliseconds(100));
-    return !admin.take(cid).has_value();
-  }
-
-  Association association;
-  RawQueue &admin, &io;
+  RawQueue& io;
 };
 
 }  // namespace

@@ -4,7 +4,7 @@
 
 #include "target/store/spec.h"
 #include "tests/sim/changing_store.h"
-#include "tests/sim/target_rig.h"
+#include "tests/sim/event_rig.h"
 
 using namespace rbt;
 using namespace rbt::test;
@@ -21,18 +21,13 @@ constexpr std::uint32_t kNotices = 0x100;
 using List = std::array<std::uint32_t, 1024>;
 
 /// Connected, with an I/O queue on each reactor and events enabled.
-struct NamespaceRig : TargetRig {
+struct NamespaceRig : EventRig {
   explicit NamespaceRig(RigOptions options = {})
-      : TargetRig(std::move(options)),
-        association(associate()),
-        admin(*association.admin),
+      : EventRig(kEvent, std::move(options)),
         one(io_queue(association, Qid(1))),
         two(io_queue(association, Qid(2))),
         data(memory(one, 4096)) {
     enable(kNotices);
-  }
-  void enable(std::uint32_t events) {
-    require_ok(execute(admin, nvme::encode_set_features({.fid = NVME_FEAT_FID_ASYNC_EVENT, .value = events})));
   }
   std::unique_ptr<target::Store> ram(const std::string& size = "1MiB") {
     return std::move(
@@ -78,25 +73,7 @@ struct NamespaceRig : TargetRig {
     return from_le(
         read_structure<nvme_id_ns>(admin, nvme::encode_identify({.nsid = nsid, .cns = NVME_IDENTIFY_CNS_NS})).nsze);
   }
-  /// Held at the target, unless an event was due.
-  std::uint16_t request_event() {
-    const std::uint16_t cid = admin.submit(nvme::encode_plain(AdminOpcode::async_event_request));
-    run_for(std::chrono::milliseconds(1));
-    return cid;
-  }
-  void expect_event(std::uint16_t cid) {
-    std::optional<Response> event;
-    expect([&] { return (event = admin.take(cid)).has_value(); }, "the event comes");
-    require_ok(*event);
-    CHECK(event->cqe.dw0() == kEvent);
-  }
-  bool no_event(std::uint16_t cid) {
-    run_for(std::chrono::milliseconds(100));
-    return !admin.take(cid).has_value();
-  }
-
-  Association association;
-  RawQueue &admin, &one, &two;
+  RawQueue &one, &two;
   std::unique_ptr<HostMemory> data;
 };
 

@@ -8,22 +8,11 @@ build=${1:?build directory}
 nqn=nqn.2026-01.io.example:disk
 one=4420 two=4421
 
-# The target's standard input: what is written here is done there.
-mkfifo "$scratch/orders"
-exec {orders}<>"$scratch/orders"
 start_serving() {
-	start_daemon --name target --ready '^ready$' bash -c "exec \"\$@\" <\"\$0\" $orders>&-" "$scratch/orders" \
-		"$build/tests/softroce/namespaces_target" "nvme+rdma://$RBT_RIG_ADDR:$one,nvme+rdma://$RBT_RIG_ADDR:$two" "$nqn" \
-		ram:size=64MiB
+	start_ordered target "$build/tests/softroce/namespaces_target" \
+		"nvme+rdma://$RBT_RIG_ADDR:$one,nvme+rdma://$RBT_RIG_ADDR:$two" "$nqn" ram:size=64MiB
 }
-times_said() { grep -c -x -e "$1" "$RBT_RIG_OUTPUT/target.log"; }
-said_again() { (($(times_said "$1") > $2)); }
-set_access() { # PORT STATE
-	local before
-	before=$(times_said "access $1 $2")
-	echo "access $1 $2" >&"$orders"
-	within 20 said_again "access $1 $2" "$before" || { tail -n 5 "$RBT_RIG_OUTPUT/target.log"; return 1; }
-}
+set_access() { order "access $1 $2" "access $1 $2"; } # PORT STATE
 path() { # PORT: where sysfs has the namespace as it is by way of that port
 	local controller
 	for controller in $(kernel_controllers "$nqn"); do

@@ -8,26 +8,15 @@ source "$(dirname "$0")/lib.sh"
 
 build=${1:?build directory} count=${2:-50} extent=${3:-two}
 nqn=nqn.2026-01.io.example:changing
-mkfifo "$scratch/orders"
-exec {orders}<>"$scratch/orders"
 echo 8 >/proc/sys/vm/nr_hugepages
 
 serve() { # NAME watched|unwatched
 	name=$1
-	start_daemon --name "$1" --ready '^ready$' bash -c "exec \"\$@\" <\"\$0\" $orders>&-" "$scratch/orders" \
-		"$build/tests/softroce/changing_target" "nvme+rdma://$RBT_RIG_ADDR" "$nqn" "$2" || bail "no target"
+	start_ordered "$1" "$build/tests/softroce/changing_target" "nvme+rdma://$RBT_RIG_ADDR" "$nqn" "$2" || bail "no target"
 	kinds=$(sed -n 's/^serves //p' "$RBT_RIG_OUTPUT/$name.log")
 	connect_kernel_host "$RBT_RIG_ADDR" "$nqn" -i 2 >/dev/null 2>"$scratch/connect" || bail "nvme connect: $(<"$scratch/connect")"
 }
 leave() { disconnect_kernel_host "$nqn" 2>/dev/null && stop_daemon "$name" KILL; [[ $? == 137 ]]; }
-times_said() { grep -c -x -e "$1" "$RBT_RIG_OUTPUT/$name.log"; }
-said_again() { (($(times_said "$1") > $2)); }
-order() { # ORDER ANSWER [SECONDS]
-	local before
-	before=$(times_said "$2")
-	echo "$1" >&"$orders"
-	within "${3:-20}" said_again "$2" "$before" || { tail -n 5 "$RBT_RIG_OUTPUT/$name.log"; return 1; }
-}
 fill() { head -c 16384 /dev/zero | tr '\0' "$1"; } # CHARACTER
 write_block() { fill "$2" | dd of="$1" bs=16k seek=4 oflag=direct iflag=fullblock status=none; } # DEVICE CHARACTER: at 64 KiB
 dump() { order "dump $1 $scratch/dump" "dumped $1"; }

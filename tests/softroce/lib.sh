@@ -138,6 +138,27 @@ running() { [[ -e /proc/$1/stat && $(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null)
 fds_of() { find "/proc/$1/fd" -mindepth 1 2>/dev/null | wc -l; }        # open descriptors
 rss_of() { awk '/^VmRSS:/ { print $2 }' "/proc/$1/status" 2>/dev/null; } # KiB
 
+# --- Daemons that take orders -----------------------------------------------------------------------------------------
+
+# As start_daemon does, with a standard input that order() writes to. One at a time.
+start_ordered() { # NAME COMMAND...
+	ordered=$1
+	if [[ -z ${orders:-} ]]; then
+		mkfifo "$scratch/orders" || return 1
+		exec {orders}<>"$scratch/orders"
+	fi
+	start_daemon --name "$1" --ready '^ready$' bash -c "exec \"\$@\" <\"\$0\" $orders>&-" "$scratch/orders" "${@:2}"
+}
+times_said() { grep -c -x -e "$1" "$RBT_RIG_OUTPUT/$ordered.log"; }
+said_again() { (($(times_said "$1") > $2)); }
+# Succeeds when the daemon has given that answer to it.
+order() { # ORDER ANSWER [SECONDS]
+	local before
+	before=$(times_said "$2")
+	echo "$1" >&"$orders"
+	within "${3:-20}" said_again "$2" "$before" || { tail -n 5 "$RBT_RIG_OUTPUT/$ordered.log"; return 1; }
+}
+
 # --- The kernel's log -------------------------------------------------------------------------------------------------
 
 dmesg_mark() {

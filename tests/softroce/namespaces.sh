@@ -10,22 +10,10 @@ nqn=nqn.2026-01.io.example:disks
 passes() { timeout -k 5 60 "$@"; }
 truncate -s 16M "$scratch/growing"
 
-# The target's standard input: what is written here is done there.
-mkfifo "$scratch/orders"
-exec {orders}<>"$scratch/orders"
 start_serving() {
-	start_daemon --name target --ready '^ready$' bash -c "exec \"\$@\" <\"\$0\" $orders>&-" "$scratch/orders" \
-		"$build/tests/softroce/namespaces_target" "nvme+rdma://$RBT_RIG_ADDR" "$nqn" ram:size=64MiB "file:$scratch/growing"
+	start_ordered target "$build/tests/softroce/namespaces_target" "nvme+rdma://$RBT_RIG_ADDR" "$nqn" ram:size=64MiB "file:$scratch/growing"
 }
 said() { grep -q -x -e "$1" "$RBT_RIG_OUTPUT/target.log"; }
-times_said() { grep -c -x -e "$1" "$RBT_RIG_OUTPUT/target.log"; }
-said_again() { (($(times_said "$1") > $2)); }
-order() { # ORDER ANSWER
-	local before
-	before=$(times_said "$2")
-	echo "$1" >&"$orders"
-	within 20 said_again "$2" "$before" || { tail -n 5 "$RBT_RIG_OUTPUT/target.log"; return 1; }
-}
 there() { kernel_device "$nqn" "$1" >/dev/null; }
 missing() { ! there "$1"; }
 size_is() { [[ $(blockdev --getsize64 "$1") == "$2" ]]; }

@@ -142,3 +142,14 @@ TEST_CASE("The block model allows what could be there, and nothing else") {
   CHECK(model.may_read(0, 10, 20));
   CHECK_FALSE(model.may_read(0, 7, 20));
 }
+
+TEST_CASE("A disk is known by its UUID, else by its NGUID, else by its EUI-64, else by nothing") {
+  Namespace disk;
+  CHECK(identity(disk).empty());
+  disk.eui64 = {0x01, 0xab};
+  CHECK(identity(disk) == "01ab000000000000");
+  disk.nguid = {0x02, 0xcd};
+  CHECK(identity(disk) == "02cd0000000000000000000000000000");
+  disk.uuid = nvme::Uuid({5, 4, 3});
+  CHECK(identity(disk) == disk.uuid.to_string());
+}

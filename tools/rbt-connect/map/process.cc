@@ -1,7 +1,6 @@
 #include "tools/rbt-connect/map/process.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 #include <systemd/sd-daemon.h>
@@ -27,14 +26,6 @@ Result<int> serve(const World& world, const RunFolder& folder, NameLock lock, co
 }
 
 namespace {
-
-// By which the same disk is known again, whoever serves it.
-std::string identity_of(const initiator::Namespace& disk) {
-  if (!disk.uuid.is_zero()) return disk.uuid.to_string();
-  if (disk.nguid != decltype(disk.nguid){}) return fmt::format("{:02x}", fmt::join(disk.nguid, ""));
-  if (disk.eui64 != decltype(disk.eui64){}) return fmt::format("{:02x}", fmt::join(disk.eui64, ""));
-  return "";
-}
 
 initiator::DeviceOptions device_options(const MapOptions& options, const std::optional<State>& predecessor) {
   if (!predecessor)
@@ -136,7 +127,7 @@ Result<void> Process::open(const Presenter& presenter) {
   if (!fabric) return failure(std::move(fabric.error()));
   if (auto opened = open_volume(presenter, {**fabric, world_.clock, world_.logger, world_.random}); !opened)
     return opened;
-  state_.uuid = identity_of(volume_->disk());
+  state_.uuid = initiator::identity(volume_->disk());
   if (auto alone = nobody_else_has_it(); !alone) {
     volume_.reset();
     return alone;
