@@ -10,6 +10,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -67,8 +68,8 @@ class World:
         self.target.stdout.close()
         self.target = None
 
-    def tool(self, *words, timeout=60, **options):
-        return subprocess.run([TOOLS / "rbt-connect", *map(str, words)], capture_output=True, text=True, timeout=timeout * SLOW,
+    def tool(self, *words, program=TOOLS / "rbt-connect", timeout=60, **options):
+        return subprocess.run([program, *map(str, words)], capture_output=True, text=True, timeout=timeout * SLOW,
                               env=self.environment, **options)
 
     def expect(self, status, *words, says=()):
@@ -402,6 +403,22 @@ def rbttab_s_volume_waits_for_a_target_that_is_just_being_started():
         assert process.stdout.readline().startswith("/dev/loop") and process.wait() == 0
         process.stdout.close()
         assert made.state("late") == "live"
+
+
+@claim
+def somebody_else_than_root_is_told_so_and_nothing_worse():
+    with world() as made:
+        device = made.map("--as", "root-s")
+        made.folder.chmod(0o711)
+        program = shutil.copy(TOOLS / "rbt-connect", made.folder)  # where everybody can run it
+        for words in (["ls"], ["stats", "root-s"], ["unmap", "root-s"], ["unmap", "--force", device], ["gc"], ["recover", "--all"],
+                      ["map", made.uri, "--as", "root-s"]):
+            result = made.tool(*words, program=program, user=65534, group=65534, extra_groups=[])
+            said = result.stdout + result.stderr
+            assert result.returncode == 5 and "run it as root" in said and "by hand" not in said, f"{words}: {result}"
+        assert made.state("root-s") == "live"
+        made.expect(0, "unmap", "root-s")
+        made.nothing_left(device)
 
 
 @claim

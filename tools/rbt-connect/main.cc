@@ -31,7 +31,7 @@ constexpr std::string_view kOtherVerbsText =
   copy SRC DST     copies a disk: each a URI of a namespace, a file, a block device, or - (standard input or output)
   doctor           says what this machine can do for rbt, and what is in the way of the rest
 
-URI: nvme+rdma://HOST[:4420][/NQN[/NSID]] or nvme+shm://[/NQN[/NSID]][?socket=PATH]. rbt-connect VERB --help says more of the first seven.
+URI: nvme+rdma://HOST[:4420][/NQN[/NSID]] or nvme+shm://[/NQN[/NSID]][?socket=PATH]. rbt-connect VERB --help says more of map to gc.
 
   rbt-connect discover nvme+rdma://10.0.0.1
   rbt-connect info nvme+rdma://10.0.0.1/nqn.2026-01.io.example:disk
@@ -106,7 +106,7 @@ Result<Options> parse_options(const po::variables_map& values) {
   }
   map::MapOptions loss;  // says it in the same words
   if (auto fine = map::apply(loss, "on-loss", values["on-loss"].as<std::string>()); !fine)
-    return failure(std::move(fine.error()).within("--on-loss"));
+    return failure(std::move(fine.error()));
   options.on_loss = loss.on_loss;
   auto timeout = parse_duration(values["timeout"].as<std::string>());
   if (!timeout) return failure(std::move(timeout.error()).within("--timeout"));
@@ -193,8 +193,8 @@ Result<int> perform(const World& world, const std::string& verb, const std::vect
   const auto expect = [&](std::size_t count, std::string_view form) -> Result<void> {
     if (arguments.size() == count) return {};
     return failure(ErrorKind::invalid_argument,
-                   fmt::format("{} {}: {} argument{} given; see rbt-connect --help", verb, form, arguments.size(),
-                               arguments.size() == 1 ? " was" : "s were"));
+                   fmt::format("{}{}{}: {} argument{} given; see rbt-connect --help", verb, form.empty() ? "" : " ",
+                               form, arguments.size(), arguments.size() == 1 ? " was" : "s were"));
   };
   if (verb == "discover" || verb == "info") {
     if (auto fine = expect(1, "URI"); !fine) return failure(std::move(fine.error()));

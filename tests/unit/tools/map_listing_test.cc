@@ -69,6 +69,28 @@ TEST_CASE("stats of a process that answers nonsense, or nothing, are what is kno
   }
 }
 
+TEST_CASE("stats for people: numbers with their words, and a dash where nothing was measured") {
+  Row row = two_rows()[0];
+  row.status = Json::parse(R"({"path": "nvme+rdma://10.0.1.1/x/1", "uptime_ms": 13000, "in_flight": 0, "losses": 1,
+      "longest_loss_ms": 0, "attempts": 5, "reissued": 1, "rewritten": 0, "fence": "keep_alive", "memory": "not_needed",
+      "requests": {"read": {"requests": 0, "bytes": 0, "errors": 0, "latency_us": {"p50": 0}},
+                   "write": {"requests": 2, "bytes": 8192, "errors": 0, "latency_us": {"p50": 81.92}}}})");
+  const std::string said = describe_statistics(row, Format::table);
+  CHECK_THAT(said, Contains("path lost        once; 5 attempts to connect again\n"));
+  CHECK_THAT(said, Contains("sent again       1 request, 0 writes that a target had forgotten\n"));
+  CHECK_THAT(said, Contains("fence            by waiting"));
+  CHECK_THAT(said, Contains("unflushed        nothing is kept: the disk has no volatile write cache\n"));
+  CHECK_THAT(said, Contains("read                0         0 B       0          -          -"));
+  CHECK_THAT(said, Contains("write               2       8 KiB       0       81.9          -"));
+  row.status["losses"] = 2U;
+  row.status["longest_loss_ms"] = 1500U;
+  row.status["memory"] = "on";
+  row.status["flushes"] = 1U;
+  const std::string later = describe_statistics(row, Format::table);
+  CHECK_THAT(later, Contains("path lost        2 times, at most for 1.5"));
+  CHECK_THAT(later, Contains("unflushed        0 B kept, 1 flush of its own\n"));
+}
+
 // ---- auto
 
 namespace {

@@ -72,6 +72,37 @@ std::string duration(const Json& json, const char* key) {
   return format_duration(std::chrono::milliseconds(number(json, key)));
 }
 
+std::string counted(std::uint64_t count, std::string_view what) {
+  return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
+}
+
+// How long the longest took is known when it is over.
+std::string losses(const Json& status) {
+  const std::uint64_t count = number(status, "losses");
+  if (count == 0) return "never";
+  const std::string longest = number(status, "longest_loss_ms") == 0
+                                  ? ""
+                                  : fmt::format(", at most for {}", duration(status, "longest_loss_ms"));
+  return fmt::format("{}{}; {} to connect again", count == 1 ? "once" : fmt::format("{} times", count), longest,
+                     counted(number(status, "attempts"), "attempt"));
+}
+
+// What status_of() has one word for. Other versions may have others.
+std::string fence(const std::string& word) {
+  if (word == "target") return "by the target";
+  if (word == "keep_alive") return "by waiting for twice the keep-alive timeout: not one of rbt's targets";
+  return word;
+}
+
+std::string kept(const Json& status) {
+  const std::string word = text(status, "memory");
+  if (word == "not_needed") return "nothing is kept: the disk has no volatile write cache";
+  if (word == "foreign") return "nothing is kept: this target does not tell what it has lost";
+  if (word == "off") return "nothing is kept";
+  return fmt::format("{} kept, {} flush{} of its own", format_bytes(Bytes(number(status, "unflushed_bytes"))),
+                     number(status, "flushes"), number(status, "flushes") == 1 ? "" : "es");
+}
+
 std::string traffic_table(const Json& requests) {
   std::string lines = fmt::format("{:<9}{:>12}{:>12}{:>8}{:>11}{:>11}{:>11}{:>11}{:>11}\n", "", "requests", "bytes",
                                   "errors", "p50 us", "p90 us", "p99 us", "p99.9 us", "max us");
@@ -82,7 +113,8 @@ std::string traffic_table(const Json& requests) {
                          format_bytes(Bytes(number(each, "bytes"))), number(each, "errors"));
     for (const auto* key : {"p50", "p90", "p99", "p99_9", "max"}) {
       const Json value = latency.is_object() ? latency.value(key, Json()) : Json();
-      lines += fmt::format("{:>11.1f}", value.is_number() ? value.get<double>() : 0.0);
+      lines += value.is_number() && number(each, "requests") != 0 ? fmt::format("{:>11.1f}", value.get<double>())
+                                                                  : fmt::format("{:>11}", "-");
     }
     lines += "\n";
   }
@@ -199,17 +231,11 @@ std::string describe_statistics(const Row& row, Format format) {
   line("path", text(status, "path"));
   line("up", duration(status, "uptime_ms"));
   line("in flight", std::to_string(number(status, "in_flight")));
-  line("path lost",
-       number(status, "losses") == 0
-           ? "never"
-           : fmt::format("{} times, at most for {}; {} attempts to connect again", number(status, "losses"),
-                         duration(status, "longest_loss_ms"), number(status, "attempts")));
-  line("sent again", fmt::format("{} requests, and {} writes that a target had forgotten", number(status, "reissued"),
-                                 number(status, "rewritten")));
-  line("fence", text(status, "fence"));
-  line("unflushed",
-       fmt::format("{} kept ({}), {} flushes of its own", format_bytes(Bytes(number(status, "unflushed_bytes"))),
-                   text(status, "memory"), number(status, "flushes")));
+  line("path lost", losses(status));
+  line("sent again", counted(number(status, "reissued"), "request") + ", " +
+                         counted(number(status, "rewritten"), "write") + " that a target had forgotten");
+  line("fence", fence(text(status, "fence")));
+  line("unflushed", kept(status));
   if (const Json requests = status.value("requests", Json()); requests.is_object()) lines += traffic_table(requests);
   return lines;
 }
@@ -221,10 +247,13 @@ Result<std::string> resolve(const RunFolder& folder, std::string_view word) {
   } else {
     std::error_code error;
     const std::string path = std::filesystem::weakly_canonical(std::filesystem::path(word), error).string();
-    for (const std::string& name : names)
-      if (const auto state = folder.read(name);
-          state && !state->device.empty() && (state->device == word || state->device == path))
-        return name;
+    std::optional<Error> denied;
+    for (const std::string& name : names) {
+      auto state = folder.read(name);
+      if (state && !state->device.empty() && (state->device == word || state->device == path)) return name;
+      if (!state && state.error().kind() == ErrorKind::permission) denied = std::move(state.error());
+    }
+    if (denied) return failure(std::move(*denied));  // it might be that one
   }
   return failure(ErrorKind::not_found, fmt::format("'{}' is no mapped volume: there {}", printable(word, 80),
                                                    names.empty() ? "is none" : "are " + joined(names)));

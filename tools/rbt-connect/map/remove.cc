@@ -141,9 +141,11 @@ Result<int> collect(const World& world, const RunFolder& folder) {
     if (folder.holder(name)) continue;
     auto state = folder.read(name);
     if (!state) {
-      report("rbt-connect", Error(state.error().kind(),
-                                  fmt::format("{}; look at it, then remove it by hand", state.error().message())));
-      result = result == kSuccess ? kFailed : result;
+      const bool damaged = state.error().kind() != ErrorKind::permission;
+      const int status = report(
+          "rbt-connect", Error(state.error().kind(),
+                               state.error().message() + (damaged ? "; look at it, then remove it by hand" : "")));
+      result = result == kSuccess ? (damaged ? kFailed : status) : result;
       continue;
     }
     const Presenter* const presenter = find_presenter(state->via);

@@ -240,7 +240,7 @@ const Verb* find(std::string_view word) {
 }
 
 std::string form_of(const Verb& verb) {
-  return fmt::format("{} {}{}{}", kName, verb.name, verb.form.empty() ? "" : " ", verb.form);
+  return fmt::format("{}{}{}", verb.name, verb.form.empty() ? "" : " ", verb.form);
 }
 
 }  // namespace
@@ -267,7 +267,7 @@ int run(const std::vector<std::string>& words) {
   auto values = parse({words.begin() + 1, words.end()}, all, positional);
   if (!values) return wrong(values.error());
   if (values->count("help")) {
-    fmt::print("Usage: {} [options]\n\n{}\n\n{}", form_of(verb), verb.purpose, tools::describe(visible));
+    fmt::print("Usage: {} {} [options]\n\n{}\n\n{}", kName, form_of(verb), verb.purpose, tools::describe(visible));
     return kSuccess;
   }
   const Words arguments = values->count("words") ? (*values)["words"].as<Words>() : Words();
