@@ -1,5 +1,6 @@
 #include "target/command.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -32,7 +33,7 @@ void Command::start(const transport::ReceivedMessage& message) {
   owns_message_ = true;
   owns_cid_ = false;
   compared_ = false;
-  aborted_ = false;
+  stop_ = StatusCode::success;
   blamed_ = kNotSaid;
   ++ticket_;
   fetched_ = Fetched::nothing;
@@ -102,10 +103,21 @@ nvme::Expected<Plan> Command::decode() {
       return tl::unexpected(status);
   auto plan = operation_->plan(*this);
   if (!plan) return plan;
+  if (operation_->access != BlockAccess::none && !admitted(*plan)) return refuse(StatusCode::reservation_conflict);
   const std::uint32_t offered = nvme::length(data_);
   if (offered < plan->bytes || (offered > plan->bytes && !plan->more_tolerated))
     return refuse(StatusCode::sgl_invalid_length);
   return plan;
+}
+
+/// No reservation is against it: the one place where that is decided, for every command that touches blocks. What was admitted
+/// before a reservation came is carried out, unless Preempt and Abort stops it.
+bool Command::admitted(const Plan& plan) const noexcept {
+  const nvme::HostId& host = controller().identity().host_id;
+  if (plan.ns != nullptr) return plan.ns->admits(host, operation_->access);
+  // Flush of all namespaces.
+  const auto all = namespaces().all();
+  return std::all_of(all.begin(), all.end(), [&](const auto& each) { return each->admits(host, operation_->access); });
 }
 
 void Command::acquire() {
@@ -325,49 +337,6 @@ void Command::complete_held(Status status, std::uint64_t result) {
   result_ = result;
   status_ = status;
   respond();
-}
-
-bool Command::abort() {
-  switch (state_) {
-    case CommandState::awaiting_second: {
-      for (Command& each : connection_->commands())
-        if (each.first_ == this) return each.abort();  // the whole pair
-      static_cast<void>(connection_->take_first());
-      connection_->note_failed_first();
-      complete_first(StatusCode::abort_requested);
-      return true;
-    }
-    case CommandState::acquiring:
-      aborted_ = true;
-      if (store_call_ != StoreCall::none) return true;  // its memory or its turn comes, and goes back
-      pool().cancel(*this);
-      return stopped();
-    case CommandState::awaiting_read_credit:
-      aborted_ = true;
-      if (posted_reads_ > 0) return true;
-      connection_->cancel_read_credit(*this);
-      return stopped();
-    case CommandState::pulling: aborted_ = true; return true;
-    case CommandState::executing:
-      // A pair that waits for its turn has not begun; of everything else some may be done.
-      aborted_ = first_ != nullptr && (store_call_ == StoreCall::turn || store_call_ == StoreCall::turns);
-      return aborted_;
-    case CommandState::free:
-    case CommandState::decoding:
-    case CommandState::held:  // of events, which know them
-    case CommandState::awaiting_send_credit:
-    case CommandState::responding:
-    case CommandState::abandoned: break;
-  }
-  return false;
-}
-
-/// True: it has been aborted, and is answered so.
-bool Command::stopped() {
-  if (!std::exchange(aborted_, false)) return false;
-  status_ = StatusCode::abort_requested;
-  respond();
-  return true;
 }
 
 bool Command::abandon() {

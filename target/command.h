@@ -74,8 +74,10 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   [[nodiscard]] bool post_response();
   /// `sends` of its work requests are complete, `reads` of them RDMA READs.
   void on_posted_done(std::uint32_t sends, std::uint32_t reads);
-  /// Stops it, if it has changed nothing yet: true, and it is answered with Command Abort Requested now or soon.
-  [[nodiscard]] bool abort();
+  /// Stops it, if it has changed nothing yet: true, and it is answered with `why` now or soon.
+  [[nodiscard]] bool abort(nvme::StatusCode why = nvme::StatusCode::abort_requested);
+  /// What is left of it may still change blocks, or answer with them: not after it has been stopped or has been carried out.
+  [[nodiscard]] bool touches_blocks() const noexcept;
   /// Received, not answered, and called so by its host.
   [[nodiscard]] bool is_live(Cid cid) const noexcept { return owns_cid_ && sqe_.command_id() == cid; }
   /// Which of all that this slot has seen: for messages that may come too late.
@@ -167,6 +169,7 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   void execute();
   void executed(Step step);
   [[nodiscard]] bool stopped();
+  [[nodiscard]] bool admitted(const Plan& plan) const noexcept;
   void settle_first();
   void respond();
   void finished();
@@ -190,7 +193,7 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   bool owns_message_ = false;
   bool owns_lease_ = false;
   bool compared_ = false;
-  bool aborted_ = false;  // as soon as it gets as far as stopped()
+  nvme::StatusCode stop_ = nvme::StatusCode::success;  // not success: that is its end, as soon as it gets to stopped()
   Turn turn_ = Turn::none;
   Fetched fetched_ = Fetched::nothing;
   nvme::Status status_;

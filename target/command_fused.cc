@@ -31,6 +31,7 @@ constexpr Operation kCompareAndWrite{QueueKind::io,
                                      0,
                                      true,
                                      Counted::write,
+                                     BlockAccess::write,
                                      Fuse::second};
 
 }  // namespace

@@ -57,6 +57,7 @@ nvme::Expected<Registers::Effect> Controller::set_property(const nvme::PropertyA
     features_ = Features{};
     changed_namespaces_.clear();  // it reads them all anew
     access_notice_.clear();
+    reservation_notices_.clear();
     set_write_cache(offer_.write_cache);
     grant_io_queues(offer_.io_queues_max);
   }

@@ -13,6 +13,7 @@
 #include "common/nvme/status.h"
 #include "common/units.h"
 #include "target/admin/changed_namespaces.h"
+#include "target/admin/reservation_notices.h"
 #include "target/registers.h"
 #include "target/subsystem.h"
 #include "transport/reactor/timer.h"
@@ -132,6 +133,7 @@ class Controller {
   [[nodiscard]] std::vector<Command*>& held_events() noexcept { return held_events_; }
   [[nodiscard]] ChangedNamespaces& changed_namespaces() noexcept { return changed_namespaces_; }
   [[nodiscard]] AccessNotice& access_notice() noexcept { return access_notice_; }
+  [[nodiscard]] ReservationNotices& reservation_notices() noexcept { return reservation_notices_; }
   /// Abort commands that wait for other reactors, at most kAbortsMax.
   [[nodiscard]] std::uint32_t& aborts() noexcept { return aborts_; }
 
@@ -154,6 +156,7 @@ class Controller {
   std::vector<Command*> held_events_;
   ChangedNamespaces changed_namespaces_;
   AccessNotice access_notice_;
+  ReservationNotices reservation_notices_;
   std::uint32_t aborts_ = 0;
   std::function<void()> on_expired_;
   transport::Timer timer_;

@@ -106,6 +106,15 @@ std::optional<ConnectionRef> ControllerTable::queue(const Controller& controller
   return std::nullopt;
 }
 
+std::vector<Cntlid> ControllerTable::of_host(const nvme::HostId& host, const Subsystem& subsystem) const {
+  const std::lock_guard lock(mutex_);
+  std::vector<Cntlid> ids;
+  for (const auto& [cntlid, entry] : entries_)
+    if (entry.controller->identity().host_id == host && &entry.controller->subsystem() == &subsystem)
+      ids.push_back(cntlid);
+  return ids;
+}
+
 std::size_t ControllerTable::io_queue_count(const Controller& controller) const {
   const std::lock_guard lock(mutex_);
   const auto& queues = entries_.at(controller.identity().cntlid).queues;

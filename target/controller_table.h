@@ -50,6 +50,8 @@ class ControllerTable {
   [[nodiscard]] std::vector<ConnectionRef> io_queues(Controller& controller) const;
   /// Of queue `qid`; nothing if there is none.
   [[nodiscard]] std::optional<ConnectionRef> queue(const Controller& controller, Qid qid) const;
+  /// In ascending order.
+  [[nodiscard]] std::vector<Cntlid> of_host(const nvme::HostId& host, const Subsystem& subsystem) const;
   [[nodiscard]] std::size_t io_queue_count(const Controller& controller) const;
   [[nodiscard]] bool contains(Cntlid cntlid) const;
   [[nodiscard]] std::size_t size() const;

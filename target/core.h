@@ -11,6 +11,7 @@
 
 #include "common/nvme/recovery.h"
 #include "common/uri.h"
+#include "target/background.h"
 #include "target/controller_table.h"
 #include "target/namespaces.h"
 #include "target/reactor_context.h"
@@ -51,9 +52,11 @@ struct Core {
   const Clock& clock;
   Logger& logger;
   const TargetLimits limits;
+  bool own_reactors = false;                           ///< written by open()
   nvme::InstanceId instance{};                         ///< this target, for as long as it runs
   std::vector<std::unique_ptr<Subsystem>> subsystems;  ///< the first is the discovery subsystem
   std::vector<ListenAddress> addresses;
+  Background background;         ///< thread-safe; its tasks are inside the gate
   Namespaces namespaces{*this};  ///< thread-safe; outlives the reactors' ways into the stores
   std::vector<std::unique_ptr<ReactorContext>> reactors;
   Instant started{};

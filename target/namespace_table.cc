@@ -7,6 +7,7 @@
 #include "target/command.h"
 #include "target/core.h"
 #include "target/reactor_context.h"
+#include "target/reservation/reservations.h"
 
 namespace rbt::target {
 
@@ -15,6 +16,7 @@ ServedNamespace::ServedNamespace(Namespace& shared, ReactorContext& reactor)
       reactor_(reactor),
       counters_(shared.counters(reactor.index())),
       geometry_(shared.geometry),
+      reservation_(shared.reservations().view()),
       lock_(shared.turns().lock()),
       hand_over_(reactor.reactor(), *this) {}
 

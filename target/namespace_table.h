@@ -5,9 +5,11 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "common/units.h"
+#include "target/reservation/state.h"
 #include "target/store/hand_over.h"
 #include "target/store/range_lock.h"
 #include "target/store/store.h"
@@ -41,6 +43,11 @@ class ServedNamespace final : private HandOver::Receiver {
   [[nodiscard]] const Geometry& geometry() const noexcept { return geometry_; }
   void set_geometry(const Geometry& geometry) noexcept { geometry_ = geometry; }
   [[nodiscard]] NamespaceCounters& counters() const noexcept { return counters_; }
+  /// Reservations let `host` do that. One load while nothing is reserved.
+  [[nodiscard]] bool admits(const nvme::HostId& host, BlockAccess access) const noexcept {
+    return reservation_ == nullptr || reservation_->admits(host, access);
+  }
+  void set_reservation(std::shared_ptr<const ReservationView> view) noexcept { reservation_ = std::move(view); }
   /// After prepare().
   [[nodiscard]] StoreQueue& queue() const noexcept { return *queue_; }
   /// StoreQueue::bytes_copied(); any time.
@@ -82,6 +89,7 @@ class ServedNamespace final : private HandOver::Receiver {
   ReactorContext& reactor_;
   NamespaceCounters& counters_;  // this reactor's
   Geometry geometry_;
+  std::shared_ptr<const ReservationView> reservation_;  // null: there is none
   std::unique_ptr<StoreQueue> queue_;
   std::uint32_t commands_ = 0;
   bool leaving_ = false;

@@ -19,7 +19,8 @@ void Namespaces::on_reactor(ReactorContext& reactor, Body body) {
 
 // ---- add
 
-Result<Nsid> Namespaces::add(const Subsystem& subsystem, std::unique_ptr<Store> store, std::optional<Nsid> nsid) {
+Result<Nsid> Namespaces::add(const Subsystem& subsystem, std::unique_ptr<Store> store,
+                             const NamespaceOptions& options) {
   const std::string spec = store->spec();
   const auto fail_with = [&](Error error) {
     return failure(std::move(error).within(fmt::format("adding namespace {} to {}", spec, subsystem.nqn().text())));
@@ -29,7 +30,10 @@ Result<Nsid> Namespaces::add(const Subsystem& subsystem, std::unique_ptr<Store> 
         Error(ErrorKind::invalid_argument, "called on a thread of the target's, which would wait for itself"));
   if (core_.draining.load(std::memory_order_relaxed))
     return fail_with(Error(ErrorKind::in_use, "the target is shutting down"));
-  auto reserved = reserve(subsystem, std::move(store), nsid);
+  if (!options.reservations.empty() && core_.own_reactors)
+    if (auto started = core_.background.start(); !started) return fail_with(std::move(started.error()));
+  KeptReservations kept = load_reservations(options.reservations, store->identity(), spec, core_.logger);
+  auto reserved = reserve(subsystem, std::move(store), options.nsid, std::move(kept));
   if (!reserved) return fail_with(std::move(reserved.error()));
   Entry& entry = **reserved;
   const Nsid chosen = entry.ns.nsid();
@@ -55,7 +59,7 @@ Result<Nsid> Namespaces::add(const Subsystem& subsystem, std::unique_ptr<Store> 
 }
 
 Result<Namespaces::Entry*> Namespaces::reserve(const Subsystem& subsystem, std::unique_ptr<Store> store,
-                                               std::optional<Nsid> nsid) {
+                                               std::optional<Nsid> nsid, KeptReservations kept) {
   const std::lock_guard lock(mutex_);
   // Hosts match namespaces by identity across subsystems, and refuse a second one of the same.
   if (const auto same = by_identity_.find(store->identity()); same != by_identity_.end())
@@ -69,7 +73,10 @@ Result<Namespaces::Entry*> Namespaces::reserve(const Subsystem& subsystem, std::
   auto& entry = entries_[{subsystem.index(), *nsid}];
   if (entry != nullptr) return failure(ErrorKind::in_use, fmt::format("NSID {} is taken", nsid->value()));
   entry = std::make_unique<Entry>(*this, *nsid, subsystem, std::move(store), core_.reactors.size(), ++openings_);
-  by_identity_.emplace(entry->ns.identity(), &entry->ns);
+  Namespace& ns = entry->ns;
+  ns.set_reservations(
+      std::make_shared<Reservations>(core_, subsystem, *nsid, ns.opening(), ns.identity(), ns.who(), std::move(kept)));
+  by_identity_.emplace(ns.identity(), &ns);
   return entry.get();
 }
 

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "target/reservation/reservations.h"
 #include "target/subsystem.h"
 #include "target/target.h"
 
@@ -26,7 +27,8 @@ class Namespaces {
  public:
   explicit Namespaces(Core& core) noexcept : core_(core) {}
 
-  [[nodiscard]] Result<Nsid> add(const Subsystem& subsystem, std::unique_ptr<Store> store, std::optional<Nsid> nsid);
+  [[nodiscard]] Result<Nsid> add(const Subsystem& subsystem, std::unique_ptr<Store> store,
+                                 const NamespaceOptions& options);
   [[nodiscard]] Result<void> remove(const Subsystem& subsystem, Nsid nsid, NamespaceGone on_gone);
   [[nodiscard]] Result<void> refresh(const Subsystem& subsystem, Nsid nsid);
 
@@ -65,7 +67,7 @@ class Namespaces {
   };
 
   [[nodiscard]] Result<Entry*> reserve(const Subsystem& subsystem, std::unique_ptr<Store> store,
-                                       std::optional<Nsid> nsid);
+                                       std::optional<Nsid> nsid, KeptReservations kept);
   [[nodiscard]] std::optional<Nsid> free_nsid(const Subsystem& subsystem);
   void set_free(const Subsystem& subsystem, Nsid nsid);
   [[nodiscard]] Result<void> attach_everywhere(Namespace& ns);

@@ -33,6 +33,7 @@ constexpr Operation admin(AdminOpcode opcode, std::string_view name, nvme::Expec
 }
 /// What sets I/O commands apart: Operation's.
 struct Io {
+  BlockAccess access;
   std::uint32_t effects = kSupported;
   bool repeat = false;
   Counted counted = Counted::other;
@@ -41,6 +42,7 @@ struct Io {
 constexpr Operation io(IoOpcode opcode, std::string_view name, nvme::Expected<Plan> (*plan)(Command&),
                        Step (*execute)(Command&), Io io) {
   Operation operation{QueueKind::io, static_cast<std::uint8_t>(opcode), name, plan, execute, kIoController, io.effects};
+  operation.access = io.access;
   operation.repeat = io.repeat;
   operation.counted = io.counted;
   operation.fuse = io.fuse;
@@ -62,16 +64,32 @@ constexpr std::array kOperations = {
     admin(AdminOpcode::keep_alive, "Keep Alive", plan_nothing, keep_alive, kEveryController),
     admin(nvme::kFenceOpcode, "Fence", plan_nothing, fence, kIoController),
 
-    io(IoOpcode::flush, "Flush", plan_flush, flush, {.repeat = true}),
+    io(IoOpcode::flush, "Flush", plan_flush, flush, {.access = BlockAccess::write, .repeat = true}),
     io(IoOpcode::write, "Write", plan_write, write,
-       {.effects = kChangesBlocks, .counted = Counted::write, .fuse = nvme::Fuse::second}),
-    io(IoOpcode::read, "Read", plan_read, read, {.counted = Counted::read}),
-    io(IoOpcode::compare, "Compare", plan_compare, compare, {.counted = Counted::read, .fuse = nvme::Fuse::first}),
-    io(IoOpcode::write_zeroes, "Write Zeroes", plan_write_zeroes, write_zeroes, {.effects = kChangesBlocks}),
+       {.access = BlockAccess::write,
+        .effects = kChangesBlocks,
+        .counted = Counted::write,
+        .fuse = nvme::Fuse::second}),
+    io(IoOpcode::read, "Read", plan_read, read, {.access = BlockAccess::read, .counted = Counted::read}),
+    io(IoOpcode::compare, "Compare", plan_compare, compare,
+       {.access = BlockAccess::read, .counted = Counted::read, .fuse = nvme::Fuse::first}),
+    io(IoOpcode::write_zeroes, "Write Zeroes", plan_write_zeroes, write_zeroes,
+       {.access = BlockAccess::write, .effects = kChangesBlocks}),
     io(IoOpcode::dataset_management, "Dataset Management", plan_dataset_management, dataset_management,
-       {.effects = kChangesBlocks, .repeat = true}),
-    io(IoOpcode::verify, "Verify", plan_verify, verify, {.counted = Counted::read}),
-    io(IoOpcode::copy, "Copy", plan_copy, copy, {.effects = kChangesBlocks, .repeat = true, .counted = Counted::write}),
+       {.access = BlockAccess::write, .effects = kChangesBlocks, .repeat = true}),
+    io(IoOpcode::verify, "Verify", plan_verify, verify, {.access = BlockAccess::read, .counted = Counted::read}),
+    io(IoOpcode::copy, "Copy", plan_copy, copy,
+       {.access = BlockAccess::write, .effects = kChangesBlocks, .repeat = true, .counted = Counted::write}),
+
+    // What these may do, they judge themselves.
+    io(IoOpcode::reservation_register, "Reservation Register", plan_reservation_register, reservation_register,
+       {.access = BlockAccess::none}),
+    io(IoOpcode::reservation_report, "Reservation Report", plan_reservation_report, reservation_report,
+       {.access = BlockAccess::none}),
+    io(IoOpcode::reservation_acquire, "Reservation Acquire", plan_reservation_acquire, reservation_acquire,
+       {.access = BlockAccess::none}),
+    io(IoOpcode::reservation_release, "Reservation Release", plan_reservation_release, reservation_release,
+       {.access = BlockAccess::none}),
 };
 
 // Opcode to place in kOperations, plus one; 0: not served.

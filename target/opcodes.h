@@ -8,6 +8,7 @@
 #include "common/nvme/capsule.h"
 #include "common/nvme/status.h"
 #include "target/command.h"
+#include "target/reservation/state.h"
 
 namespace rbt::target {
 
@@ -38,7 +39,8 @@ struct Operation {
   std::uint32_t effects;  ///< of the Commands Supported and Effects log; 0: not listed there (fabrics)
   bool repeat = false;    ///< execute() again after Step::pending: there may be more to do
   Counted counted = Counted::other;
-  nvme::Fuse fuse = nvme::Fuse::none;  ///< which half of a fused pair it may be
+  BlockAccess access = BlockAccess::none;  ///< what reservations of others may forbid
+  nvme::Fuse fuse = nvme::Fuse::none;      ///< which half of a fused pair it may be
 };
 
 /// Null: not served.

@@ -67,7 +67,8 @@ ReactorContext::ReactorContext(Core& core, transport::Reactor& reactor, std::siz
       index_(index),
       log_limits_(make_log_limits(std::make_index_sequence<kLogCauses>())),
       drain_timer_(reactor.timers(), [this] { drain_step(); }),
-      leave_timer_(reactor.timers(), [this] { leave_step(); }) {}
+      leave_timer_(reactor.timers(), [this] { leave_step(); }),
+      sweep_timer_(reactor.timers(), [this] { sweep_step(); }) {}
 
 ReactorContext::~ReactorContext() {
   check(connections_.empty(), "a reactor's connections end before it does");

@@ -23,6 +23,7 @@
 namespace rbt::target {
 
 struct Core;
+struct ReservationNews;
 
 /// What is logged at most once a second per reactor, each counted apart.
 enum class LogCause : std::uint8_t { refused, connect_failed, command_failed, connection_failed, peer_gone, leaving };
@@ -95,6 +96,10 @@ class ReactorContext {
   [[nodiscard]] bool abort(std::uint64_t id, Cid cid);
   /// Answers an Abort command that was held for another reactor's `aborted`, if it is still there.
   void answer_abort(std::uint64_t id, std::uint32_t slot, std::uint32_t ticket, bool aborted);
+  /// For Reservations: ends the held `command`, if it is still there then. What it returns may be called on any thread.
+  [[nodiscard]] std::function<void(nvme::Status)> later_answer(const Command& command);
+  /// Takes a namespace's new view, tells the hosts whose admin queue is here, stops what is to be stopped; then arrives.
+  void hear(const std::shared_ptr<ReservationNews>& news);
   // Turns of a namespace (turns.h). `ns` is there: a pair that waits for this holds it.
   void begin_turns(Namespace& ns);
   /// This reactor takes turns.
@@ -130,7 +135,20 @@ class ReactorContext {
     std::function<void()> gone;
     Instant deadline;
   };
+  /// Commands that were to be stopped and may still change blocks.
+  struct Sweep {
+    struct Left {
+      std::uint64_t connection;
+      std::uint32_t slot;
+      std::uint32_t ticket;
+    };
+    std::vector<Left> left;
+    std::shared_ptr<ReservationNews> news;
+  };
   ReactorContext(Core& core, transport::Reactor& reactor, std::size_t index);
+  void note_reservation(const ReservationNews& news);
+  [[nodiscard]] std::vector<Sweep::Left> stop_commands(const ReservationNews& news, const ServedNamespace& ns);
+  void sweep_step();
   void drain_step();
   void leave_step();
   [[nodiscard]] ServedNamespace* find(const Subsystem& subsystem, Nsid nsid, std::uint64_t opening) noexcept;
@@ -146,6 +164,7 @@ class ReactorContext {
   std::unique_ptr<IoEngine> io_;                             // of all file stores here; null until one has asked for it
   std::vector<std::unique_ptr<NamespaceTable>> namespaces_;  // by Subsystem::index(); null until wanted
   std::vector<Leaving> leaving_;
+  std::vector<Sweep> sweeps_;
   std::unordered_map<std::uint64_t, std::unique_ptr<Connection>> connections_;
   std::vector<std::unique_ptr<Connection>> buried_;
   std::uint64_t last_id_ = 0;
@@ -156,6 +175,7 @@ class ReactorContext {
   Instant drain_deadline_{};
   transport::Timer drain_timer_;
   transport::Timer leave_timer_;  // runs while a namespace is leaving
+  transport::Timer sweep_timer_;  // runs while there are sweeps
 };
 
 }  // namespace rbt::target

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/nvme/nqn.h"
@@ -15,6 +16,7 @@
 
 namespace rbt::target {
 
+class Reservations;
 class Subsystem;
 
 /// One reactor's counters of one namespace: written by that reactor, read by any thread as a snapshot (relaxed: each
@@ -57,6 +59,11 @@ class Namespace {
   [[nodiscard]] NamespaceCounters& counters(std::size_t reactor) const noexcept { return counters_[reactor]; }
   [[nodiscard]] NamespaceTotals totals() const noexcept;
   [[nodiscard]] Turns& turns() noexcept { return turns_; }
+  [[nodiscard]] Reservations& reservations() const noexcept { return *reservations_; }
+  /// By its owner, before anybody knows it.
+  void set_reservations(std::shared_ptr<Reservations> reservations) noexcept {
+    reservations_ = std::move(reservations);
+  }
   /// For messages: "namespace 1 (ram:size=1GiB) of nqn.…".
   [[nodiscard]] std::string who() const;
 
@@ -73,6 +80,7 @@ class Namespace {
   std::uint64_t opening_;
   std::unique_ptr<NamespaceCounters[]> counters_;
   Turns turns_;
+  std::shared_ptr<Reservations> reservations_;
 };
 
 /// What hosts connect to. Built before the target starts, unchanged after: any thread reads.

@@ -56,7 +56,9 @@ Result<void> check_text(std::string_view what, std::string_view text, std::size_
 }  // namespace
 
 struct Target::Impl {
-  explicit Impl(const TargetOptions& given) : options(given), core(given.clock, given.logger, given.limits) {}
+  explicit Impl(const TargetOptions& given) : options(given), core(given.clock, given.logger, given.limits) {
+    core.own_reactors = own_reactors();
+  }
 
   [[nodiscard]] bool own_reactors() const noexcept { return options.given_reactors.empty(); }
   [[nodiscard]] bool running() const noexcept { return core.threads_running.load(std::memory_order_acquire); }
@@ -132,12 +134,13 @@ Result<void> Target::add_subsystem(const nvme::Nqn& nqn, const SubsystemOptions&
   return {};
 }
 
-Result<Nsid> Target::add_namespace(const nvme::Nqn& nqn, std::unique_ptr<Store> store, std::optional<Nsid> nsid) {
+Result<Nsid> Target::add_namespace(const nvme::Nqn& nqn, std::unique_ptr<Store> store,
+                                   const NamespaceOptions& options) {
   const Subsystem* const subsystem = impl_->find(nqn);
   if (subsystem == nullptr)
     return failure(ErrorKind::not_found,
                    fmt::format("adding namespace {}: no subsystem {}; add it first", store->spec(), nqn.text()));
-  return impl_->core.namespaces.add(*subsystem, std::move(store), nsid);
+  return impl_->core.namespaces.add(*subsystem, std::move(store), options);
 }
 
 Result<void> Target::remove_namespace(const nvme::Nqn& nqn, Nsid nsid, NamespaceGone on_gone) {

@@ -69,6 +69,15 @@ struct SubsystemOptions {
   std::string model = "rbt";                  ///< at most 40 ASCII characters
 };
 
+struct NamespaceOptions {
+  NamespaceOptions() = default;
+  NamespaceOptions(std::optional<Nsid> nsid_) : nsid(nsid_) {}  // NOLINT(google-explicit-constructor): for most, all
+  NamespaceOptions(Nsid nsid_) : nsid(nsid_) {}                 // NOLINT(google-explicit-constructor)
+  std::optional<Nsid> nsid = {};                                ///< 1 to 4096; none: the lowest free one
+  std::string reservations =
+      {};  ///< file that keeps them through a power loss (docs/reservations.md); empty: none does
+};
+
 /// Commands of one namespace since start, all hosts and reactors together.
 struct NamespaceStatistics {
   nvme::Nqn subsystem;
@@ -130,14 +139,14 @@ class Target {
 
   /// Before start(). Errors: `invalid_argument` (the discovery NQN, texts too long or not ASCII), `in_use` (NQN known).
   [[nodiscard]] Result<void> add_subsystem(const nvme::Nqn& nqn, const SubsystemOptions& options);
-  /// Takes the store. `nsid`: 1 to 4096; none: the lowest free one. Returns it; from then on hosts can use the namespace,
+  /// Takes the store. Returns its NSID; from then on hosts can use the namespace,
   /// and those that are connected are told of it (Base 2.0, 5.2: Namespace Attribute Changed). Thread-safe between start()
   /// and drain(), while I/O runs. Own reactors: registers the store's memory on this thread and waits for every reactor to
   /// open its queue, so not on a reactor's thread (nor in NamespaceGone). Errors, after which nothing is left of it:
   /// `not_found` (no such subsystem), `in_use` (NSID taken; another namespace has the same identity: hosts refuse that; the
   /// target drains), `invalid_argument`, `resource`, what the store says.
   [[nodiscard]] Result<Nsid> add_namespace(const nvme::Nqn& subsystem, std::unique_ptr<Store> store,
-                                           std::optional<Nsid> nsid = std::nullopt);
+                                           const NamespaceOptions& options = {});
   /// Thread-safe, on any thread, while I/O runs; returns at once. Reactors let no new command in as the message reaches
   /// them (Invalid Namespace or Format); then hosts are told; commands in flight finish. When the last one has,
   /// `on_gone` (may be empty) has the store, on the reactor where that happened or within this call. A host that does not

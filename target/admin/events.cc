@@ -23,6 +23,8 @@ constexpr nvme::AsyncEvent kNamespaceChanged{
     .type = NVME_AER_NOTICE, .info = NVME_AER_NOTICE_NS_CHANGED, .lid = NVME_LOG_LID_CHANGED_NS};
 constexpr nvme::AsyncEvent kAccessChanged{
     .type = NVME_AER_NOTICE, .info = NVME_AER_NOTICE_ANA, .lid = NVME_LOG_LID_ANA};
+constexpr nvme::AsyncEvent kReservationNotice{
+    .type = NVME_AER_CSS, .info = NVME_AER_CSS_NVM_RESERVATION, .lid = NVME_LOG_LID_RESERVATION};
 
 // One that is due and that the host wants; it is told by this.
 std::optional<nvme::AsyncEvent> take_event(Controller& controller) noexcept {
@@ -34,6 +36,10 @@ std::optional<nvme::AsyncEvent> take_event(Controller& controller) noexcept {
   if (controller.access_notice().due() && (wanted & NVME_FEATURE_AENCFG_NOTICE_ANA_CHANGE) != 0) {
     controller.access_notice().set_told();
     return kAccessChanged;
+  }
+  if (controller.reservation_notices().event_due()) {  // feature 82h has had its say
+    controller.reservation_notices().set_told();
+    return kReservationNotice;
   }
   return std::nullopt;
 }

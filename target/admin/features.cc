@@ -1,7 +1,11 @@
 // Set Features and Get Features (Base 2.0, 5.15 and 5.27).
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
 
 #include "common/nvme/admin_command.h"
 #include "common/nvme/types.h"
@@ -9,6 +13,7 @@
 #include "target/connection.h"
 #include "target/core.h"
 #include "target/reactor_context.h"
+#include "target/reservation/reservations.h"
 
 namespace rbt::target {
 namespace {
@@ -22,6 +27,7 @@ constexpr std::uint32_t kTimestampBytes = 8;
 constexpr std::uint32_t kHostIdBytes = 16;
 constexpr std::uint32_t kWriteCacheEnable = 1;
 constexpr std::uint32_t kExtendedHostId = 1;
+constexpr std::uint32_t kPersists = 1;  // PTPL
 // SMART / Health critical warnings may be asked for by everybody; notices only where Identify (OAES) offers them.
 constexpr std::uint32_t kCriticalWarnings = 0xff;
 
@@ -51,6 +57,10 @@ Expected<std::uint32_t> data_bytes(const Command& command, std::uint8_t fid) {
       break;
     case NVME_FEAT_FID_HOST_ID:
       if (is_io(command)) return kHostIdBytes;
+      break;
+    case NVME_FEAT_FID_RESV_MASK:
+    case NVME_FEAT_FID_RESV_PERSIST:
+      if (is_io(command)) return 0;
       break;
     default: break;
   }
@@ -94,6 +104,54 @@ std::uint64_t timestamp_now(const Command& command) {
   return ((features.timestamp_ms + static_cast<std::uint64_t>(since)) & ((std::uint64_t{1} << 48) - 1)) | kByHost;
 }
 
+bool is_of_namespace(std::uint8_t fid) {
+  return fid == NVME_FEAT_FID_RESV_MASK || fid == NVME_FEAT_FID_RESV_PERSIST;
+}
+
+// Every namespace that is meant: one, or all for FFFFFFFFh.
+std::vector<ServedNamespace*> namespaces_meant(const Command& command, Nsid nsid) {
+  std::vector<ServedNamespace*> meant;
+  if (nsid != nvme::kNsidAll) {
+    if (ServedNamespace* const one = command.namespaces().find(nsid)) meant.push_back(one);
+    return meant;
+  }
+  for (const auto& each : command.namespaces().all())
+    meant.push_back(each.get());
+  return meant;
+}
+
+Step set_notification_mask(Command& command, const nvme::SetFeatures& wanted) {
+  if ((wanted.value & ~std::uint32_t{ReservationNotices::kMaskBits}) != 0)
+    return command.blame(44), command.finish(Status::permanent(StatusCode::invalid_field));
+  for (const ServedNamespace* const each : namespaces_meant(command, wanted.nsid))
+    command.controller().reservation_notices().set_mask(each->nsid(), static_cast<std::uint8_t>(wanted.value));
+  return command.finish(Status());
+}
+
+// Of one namespace, or of all that can: each may have to be written down, and the last one answers.
+Step set_persistence(Command& command, const nvme::SetFeatures& wanted) {
+  struct Sum {
+    std::atomic<std::size_t> missing;
+    std::atomic<std::uint16_t> failed{0};  // a completion's status field
+    std::function<void(Status)> answer;
+  };
+  auto meant = namespaces_meant(command, wanted.nsid);
+  if (wanted.nsid == nvme::kNsidAll)
+    std::erase_if(meant, [](const ServedNamespace* each) { return !each->shared().reservations().can_persist(); });
+  if (meant.empty()) return command.finish(Status::permanent(StatusCode::invalid_field));
+  const auto sum = std::make_shared<Sum>();
+  sum->missing = meant.size();
+  sum->answer = command.connection().reactor().later_answer(command);
+  for (const ServedNamespace* const each : meant)
+    each->shared().reservations().submit(command.controller().identity().host_id,
+                                         SetReservationPersistence{(wanted.value & kPersists) != 0},
+                                         [sum](Status status) {
+                                           if (!status.ok()) sum->failed = status.to_completion();
+                                           if (--sum->missing == 0) sum->answer(Status::from_completion(sum->failed));
+                                         });
+  return Step::held;
+}
+
 }  // namespace
 
 Expected<Plan> plan_set_features(Command& command) {
@@ -103,6 +161,8 @@ Expected<Plan> plan_set_features(Command& command) {
   if (wanted.fid == NVME_FEAT_FID_HOST_ID) return refuse(StatusCode::command_sequence_error);
   const auto bytes = data_bytes(command, wanted.fid);
   if (!bytes) return command.blame(40), tl::unexpected(bytes.error());
+  if (is_of_namespace(wanted.fid) && namespaces_meant(command, wanted.nsid).empty())
+    return refuse(StatusCode::invalid_namespace);
   return plan_for(*bytes);
 }
 
@@ -112,6 +172,8 @@ Step set_features(Command& command) {
   switch (wanted.fid) {
     case NVME_FEAT_FID_NUM_QUEUES: return set_queue_count(command, wanted.value);
     case NVME_FEAT_FID_TIMESTAMP: return set_timestamp(command);
+    case NVME_FEAT_FID_RESV_MASK: return set_notification_mask(command, wanted);
+    case NVME_FEAT_FID_RESV_PERSIST: return set_persistence(command, wanted);
     case NVME_FEAT_FID_VOLATILE_WC:
       controller.set_write_cache((wanted.value & kWriteCacheEnable) != 0);
       return command.finish(Status());
@@ -141,15 +203,18 @@ Expected<Plan> plan_get_features(Command& command) {
   if (!bytes) return command.blame(40), tl::unexpected(bytes.error());
   // What can be done with a feature is said in DW0, whatever data it has itself.
   if (wanted->select == nvme::FeatureSelect::supported) return Plan{.more_tolerated = true};
+  if (is_of_namespace(wanted->fid) && command.namespaces().find(wanted->nsid) == nullptr)
+    return refuse(StatusCode::invalid_namespace);
   return plan_for(*bytes);
 }
 
 namespace {
 
 // DW0 of the feature, and its data if it has any. What was never saved is saved as it is by default (5.15.1).
-std::uint64_t feature_value(const Command& command, std::uint8_t fid, bool current) {
+std::uint64_t feature_value(const Command& command, const nvme::GetFeatures& wanted) {
+  const bool current = wanted.select == nvme::FeatureSelect::current;
   Controller& controller = command.controller();
-  switch (fid) {
+  switch (wanted.fid) {
     case NVME_FEAT_FID_NUM_QUEUES: {
       const std::uint32_t count = current ? controller.io_queues_granted() : controller.io_queues_max();
       return nvme::encode_queue_counts({count, count});
@@ -167,6 +232,12 @@ std::uint64_t feature_value(const Command& command, std::uint8_t fid, bool curre
       std::memcpy(command.buffer().data(), id.data(), id.size());
       return 0;
     }
+    case NVME_FEAT_FID_RESV_MASK: return current ? controller.reservation_notices().mask(wanted.nsid) : 0;
+    case NVME_FEAT_FID_RESV_PERSIST: {
+      const ServedNamespace* const ns =
+          command.namespaces().find(wanted.nsid);  // it may have gone since the command came
+      return current && ns != nullptr && ns->shared().reservations().state().persists ? kPersists : 0;
+    }
     default: return 0;  // plan_get_features() lets no other pass
   }
 }
@@ -174,12 +245,15 @@ std::uint64_t feature_value(const Command& command, std::uint8_t fid, bool curre
 }  // namespace
 
 Step get_features(Command& command) {
-  constexpr std::uint64_t kChangeable = 1u << 2;  // not saveable, not of one namespace
+  constexpr std::uint64_t kChangeable = 1u << 2;  // not saveable
+  constexpr std::uint64_t kOfNamespace = 1u << 1;
   const auto wanted = nvme::parse_get_features(command.sqe());
   if (wanted->select == nvme::FeatureSelect::supported)
-    command.set_result(wanted->fid == NVME_FEAT_FID_HOST_ID ? 0 : kChangeable);
+    command.set_result(wanted->fid == NVME_FEAT_FID_HOST_ID ? 0
+                       : is_of_namespace(wanted->fid)       ? kChangeable | kOfNamespace
+                                                            : kChangeable);
   else
-    command.set_result(feature_value(command, wanted->fid, wanted->select == nvme::FeatureSelect::current));
+    command.set_result(feature_value(command, *wanted));
   return command.finish(Status());
 }
 

@@ -125,6 +125,16 @@ Step access_log(Command& command, const GetLogPage& wanted) {
   return answer(command, wanted, nvme::encode_access_log(log));
 }
 
+// There may be more of them: the next one is another event.
+Step reservation_log(Command& command, const GetLogPage& wanted) {
+  ReservationNotices& notices = command.controller().reservation_notices();
+  const nvme_resv_notification_log log = notices.page();
+  const Step step = answer(command, wanted, bytes_of(log));
+  if (wanted.retain == nvme::RetainEvent::no) notices.take();
+  send_due_events(command.controller());
+  return step;
+}
+
 // A host reads it piece by piece and may well ask for what lies behind the end: that is zeroes, not an error.
 Step discovery_log(Command& command, const GetLogPage& wanted) {
   const auto log = build_discovery_log(command.connection(), command.controller().identity().host_nqn);
@@ -146,6 +156,7 @@ Answer find_log(ControllerKind kind, std::uint8_t lid) {
     case NVME_LOG_LID_CHANGED_NS: return changed_namespaces;
     case NVME_LOG_LID_CMD_EFFECTS: return effects_log;
     case NVME_LOG_LID_ANA: return access_log;
+    case NVME_LOG_LID_RESERVATION: return reservation_log;
     case nvme::kRecoveryLogId: return recovery_log;
     default: return nullptr;
   }

@@ -39,6 +39,15 @@ struct CopyLimits {
 [[nodiscard]] nvme::Expected<Plan> plan_dataset_management(Command& command);
 [[nodiscard]] Step dataset_management(Command& command);
 
+[[nodiscard]] nvme::Expected<Plan> plan_reservation_register(Command& command);
+[[nodiscard]] Step reservation_register(Command& command);
+[[nodiscard]] nvme::Expected<Plan> plan_reservation_acquire(Command& command);
+[[nodiscard]] Step reservation_acquire(Command& command);
+[[nodiscard]] nvme::Expected<Plan> plan_reservation_release(Command& command);
+[[nodiscard]] Step reservation_release(Command& command);
+[[nodiscard]] nvme::Expected<Plan> plan_reservation_report(Command& command);
+[[nodiscard]] Step reservation_report(Command& command);
+
 /// The namespace that the command names; invalid_namespace if the subsystem has none of that NSID.
 [[nodiscard]] nvme::Expected<ServedNamespace*> find_namespace(const Command& command);
 /// invalid_namespace…: as above; namespace_write_protected for a read-only one.

@@ -6,11 +6,13 @@
 #include <atomic>
 #include <catch2/catch.hpp>
 #include <cstring>
+#include <filesystem>
 #include <thread>
 
 #include "common/nvme/admin_command.h"
 #include "common/nvme/io_command.h"
 #include "common/nvme/properties.h"
+#include "common/nvme/reservation.h"
 #include "target/store/spec.h"
 #include "target/target.h"
 #include "tests/shm/scratch.h"
@@ -85,10 +87,10 @@ class ThreadsRig {
     REQUIRE(response->status().ok());
     return *response;
   }
-  Cntlid connect(RawQueue& queue, Qid qid, Cntlid cntlid) {
+  Cntlid connect(RawQueue& queue, Qid qid, Cntlid cntlid, const nvme::HostId& host_id = {}) {
     const nvme::ConnectRequest request{.qid = qid,
                                        .queue_entries = 32,
-                                       .host_id = {},
+                                       .host_id = host_id,
                                        .cntlid = cntlid,
                                        .subsystem_nqn = kDisk,
                                        .host_nqn = nqn("nqn.2024-01.example:host")};
@@ -100,14 +102,14 @@ class ThreadsRig {
     return nvme::parse_connect_response(execute(queue, sqe).cqe.dw0()).cntlid;
   }
   /// A host with an admin queue and `io_queues` others.
-  std::vector<RawQueue*> arrive(std::uint16_t io_queues) {
+  std::vector<RawQueue*> arrive(std::uint16_t io_queues, const nvme::HostId& host_id = {}) {
     std::vector<RawQueue*> queues{&queue_up(Qid(0), Cntlid(0))};
-    const Cntlid cntlid = connect(*queues[0], Qid(0), nvme::kCntlidDynamic);
+    const Cntlid cntlid = connect(*queues[0], Qid(0), nvme::kCntlidDynamic, host_id);
     const auto enabled = nvme::Configuration{}.with_enabled(true).with_entry_size_shifts(6, 4);
     execute(*queues[0], nvme::encode_property_set({.offset = 0x14, .value = enabled.raw}));
     for (std::uint16_t qid = 1; qid <= io_queues; ++qid) {
       queues.push_back(&queue_up(Qid(qid), cntlid));
-      connect(*queues.back(), Qid(qid), cntlid);
+      connect(*queues.back(), Qid(qid), cntlid, host_id);
     }
     return queues;
   }
@@ -324,4 +326,90 @@ TEST_CASE("Namespaces come and go by two threads while a host uses them on three
   CHECK(refused > 0);
   CHECK(other == 0);
   CHECK(events > 0);
+}
+
+TEST_CASE("On three threads, too, a block stays as it is from the answer to Preempt and Abort on") {
+  ThreadsRig rig;
+  const auto one = rig.arrive(2, nvme::HostId({1}));
+  const auto two = rig.arrive(6, nvme::HostId({2}));
+  HostMemory keys(one[1]->connection->domain(), 16);
+  HostMemory block(one[1]->connection->domain(), kBlock);
+  const auto with_keys = [&](nvme::SubmissionQueueEntry sqe, std::uint64_t first, std::uint64_t second,
+                             const HostMemory& memory, std::span<std::byte> place, std::uint32_t length) {
+    const auto bytes = nvme::encode_reservation_keys(first, second);
+    std::copy(bytes.begin(), bytes.end(), place.begin());
+    sqe.sgl = memory.keyed(length);
+    return sqe;
+  };
+  const auto add_key = [&](RawQueue& queue, std::uint64_t key) {
+    HostMemory memory(queue.connection->domain(), 16);
+    rig.execute(queue, with_keys(nvme::encode_reservation_register(Nsid(1), {.new_key = key}), 0, key, memory,
+                                 memory.bytes(), 16));
+  };
+  const auto read = [&] {
+    rig.execute(*one[1], ThreadsRig::entry(nvme::IoOpcode::read, 0, block));
+    return std::vector<std::byte>(block.bytes().begin(), block.bytes().end());
+  };
+  std::vector<std::unique_ptr<HostMemory>> data;
+  for (std::size_t i = 0; i < 60; ++i) {
+    data.push_back(std::make_unique<HostMemory>(two[1]->connection->domain(), kBlock));
+    std::fill(data[i]->bytes().begin(), data[i]->bytes().end(), static_cast<std::byte>(i + 1));
+  }
+  add_key(*one[1], 1);
+  for (std::size_t round = 0; round < 20; ++round) {
+    add_key(*two[1], 2);
+    for (std::size_t i = 0; i < data.size(); ++i)
+      two[1 + i % 6]->submit(ThreadsRig::entry(nvme::IoOpcode::write, 0, *data[i]));
+    rig.execute(*one[1], with_keys(nvme::encode_reservation_acquire(Nsid(1), {}), 1, 0, keys, keys.bytes(), 16));
+    rig.execute(*one[1 + round % 2],
+                with_keys(nvme::encode_reservation_acquire(Nsid(1), {.action = nvme::AcquireAction::preempt_and_abort}),
+                          1, 2, keys, keys.bytes(), 16));
+    const auto before = read();
+    std::size_t answered = 0;
+    CHECK(rig.run_until([&] {
+      answered = 0;
+      for (std::size_t i = 1; i < two.size(); ++i)
+        answered += two[i]->responses.size();
+      return answered == data.size();
+    }));
+    CHECK(read() == before);
+    for (std::size_t i = 1; i < two.size(); ++i) {
+      for (const Response& each : two[i]->responses)
+        CHECK((each.status().ok() || each.code() == nvme::StatusCode::preempted_and_aborted ||
+               each.code() == nvme::StatusCode::reservation_conflict));
+      two[i]->responses.clear();
+    }
+    rig.execute(*one[1],
+                with_keys(nvme::encode_reservation_release(Nsid(1), {.type = 1}), 1, 0, keys, keys.bytes(), 8));
+  }
+}
+
+TEST_CASE("Registrations that are to persist are written by a thread that is no reactor's, one after the other") {
+  ThreadsRig rig;
+  const ScratchDirectory scratch;
+  Random random(8);
+  target::NamespaceOptions options;
+  options.reservations = scratch.path("reservations");
+  const auto nsid = rig.target->add_namespace(kDisk, rig.make_store(random), options);
+  REQUIRE(nsid.has_value());
+  std::vector<RawQueue*> queues;  // one of each of several hosts
+  std::vector<std::unique_ptr<HostMemory>> keys;
+  std::vector<std::uint16_t> cids;
+  for (std::uint8_t host = 1; host <= 8; ++host) {
+    queues.push_back(rig.arrive(1, nvme::HostId({host}))[1]);
+    keys.push_back(std::make_unique<HostMemory>(queues.back()->connection->domain(), 16));
+    const auto bytes = nvme::encode_reservation_keys(0, host);
+    std::copy(bytes.begin(), bytes.end(), keys.back()->bytes().begin());
+  }
+  for (std::size_t i = 0; i < queues.size(); ++i) {
+    auto sqe = nvme::encode_reservation_register(*nsid, {.persistence = nvme::ChangePersistence::on});
+    sqe.sgl = keys[i]->keyed(16);
+    cids.push_back(queues[i]->submit(sqe));
+  }
+  for (std::size_t i = 0; i < queues.size(); ++i) {
+    std::optional<Response> response;
+    REQUIRE(rig.run_until([&] { return (response = queues[i]->take(cids[i])).has_value(); }));
+    CHECK(response->status().ok());
+  }
+  CHECK(std::filesystem::file_size(options.reservations) == 64 + 8 * 24 + 4);
 }

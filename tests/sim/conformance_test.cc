@@ -22,7 +22,7 @@ using target::QueueKind;
 
 namespace {
 
-/// What there is a number for. `test`: what holds us to it, if we have it; `linux`: what kernel_host.sh says of it.
+/// What there is a number for. `test`: what holds us to it, if we have it; `linux`: what kernel_host.sh or access.sh says of it.
 struct Item {
   unsigned number;
   const char* name;
@@ -74,10 +74,14 @@ constexpr Item kIo[] = {
      "nvme write-zeroes with deallocation"},
     {0x09, "Dataset Management", "Dataset Management checks every range before it touches one", "nvme dsm"},
     {0x0c, "Verify", "A medium that cannot be read fails Compare and Verify, and counts as one", "nvme verify"},
-    {0x0d, "Reservation Register"},
-    {0x0e, "Reservation Report"},
-    {0x11, "Reservation Acquire"},
-    {0x15, "Reservation Release"},
+    {0x0d, "Reservation Register", "Reservation Register adds, replaces and removes the key of a host",
+     "nvme resv-register"},
+    {0x0e, "Reservation Report",
+     "Reservation Report says who is registered and what is reserved, in the extended form only", "nvme resv-report"},
+    {0x11, "Reservation Acquire", "A reservation is acquired by a registrant, and preempted by another",
+     "nvme resv-acquire"},
+    {0x15, "Reservation Release", "Reservation Release ends what the host holds, and clears everything",
+     "nvme resv-release"},
     {0x19, "Copy", "Copy puts its sources one after the other, also where they overlap the destination or one another",
      "nvme copy, two ranges the other way round"},
 };
@@ -116,7 +120,8 @@ constexpr Item kLogs[] = {
     {0x12, "Features supported and effects"},
     {0x70, "Discovery", "The discovery log names every subsystem that the host may connect to, and where",
      "nvme discover finds the subsystem"},
-    {0x80, "Reservation notification"},
+    {0x80, "Reservation notification",
+     "A host hears of reservations by one event at a time, and reads what happened page by page"},
     {nvme::kRecoveryLogId, "Recovery (vendor specific)",
      "The recovery log names the target, the association and the namespace's incarnation"},
 };
@@ -135,8 +140,9 @@ constexpr Item kFeatures[] = {
     {0x0f, "Keep alive timer", kFeatureTest, "nvme get-feature, keep alive timer"},
     {0x16, "Host behavior"},
     {0x81, "Host identifier", "The host identifier is Connect's"},
-    {0x82, "Reservation notification mask"},
-    {0x83, "Reservation persistence"},
+    {0x82, "Reservation notification mask", "The notification mask silences what it names, namespace by namespace"},
+    {0x83, "Reservation persistence",
+     "Reservation persistence is a feature of the namespace, and turned off it forgets"},
 };
 
 /// Who has a thing.
@@ -173,7 +179,8 @@ const std::string& tests() {
 
 template <std::size_t N, typename Who>
 std::string table(const char* title, const char* what, const Item (&items)[N], Who who) {
-  const std::string host = read_file(kSource / "tests/softroce/kernel_host.sh");
+  const std::string host =
+      read_file(kSource / "tests/softroce/kernel_host.sh") + read_file(kSource / "tests/softroce/access.sh");
   std::string text =
       fmt::format("\n## {}\n\n| {} | | served by | held to it by | and, by Linux's host |\n|-|-|-|-|-|\n", title, what);
   unsigned last = 0;
@@ -229,8 +236,9 @@ std::string document() {
       "What a target serves of NVMe Base 2.0, NVM Command Set 1.0 and NVMe over Fabrics 1.1, and what holds it to "
       "that: a test in\n"
       "`tests/sim`, whose host is a raw one that says any bytes, and perhaps a claim of "
-      "`tests/softroce/kernel_host.sh`, whose host is\n"
-      "Linux's. Made by `tests/sim/conformance_test.cc` out of the table of opcodes and of what a target answers; a "
+      "`tests/softroce/kernel_host.sh` or `access.sh`, whose "
+      "host is\nLinux's. Made by `tests/sim/conformance_test.cc` out of the table of opcodes and of what a target "
+      "answers; a "
       "test compares.\n"
       "To write it anew: `RBT_CONFORMANCE=write build/dev/tests/sim/sim_conformance`.\n";
   const auto of = [](QueueKind kind) { return [kind](unsigned opcode) { return commands(kind, opcode); }; };

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The stock kernel host with two paths to one disk, of which the target says what can be done by them: it goes where it can.
+# Then the same kernel as two hosts that reserve the disk.
 #   ci/softroce run tests/softroce/access.sh BUILD_DIR
 # shellcheck source=tests/softroce/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -65,6 +66,57 @@ claim "fio saw no error and no wrong block" grep -q 'err= 0:' "$RBT_RIG_OUTPUT/l
 claim "The kernel says what it says of clean runs, and what it hears" dmesg_clean ': ANA group 1: ' \
 	': no usable path - requeuing I/O$' '^dummy0 speed is unknown, defaulting to 1000$'
 claim "disconnect" disconnect_kernel_host "$nqn"
+
+# --- Two hosts that share the disk ------------------------------------------------------------------------------------
+
+dmesg_mark
+uuid_of() { echo "11111111-2222-3333-4444-55555555555$1"; } # HOST
+connect_as() { # HOST PORT
+	timeout -k 5 90 nvme connect -t rdma -a "$RBT_RIG_ADDR" -s "$2" -n "$nqn" -i 1 \
+		--hostnqn "nqn.2014-08.org.nvmexpress:uuid:$(uuid_of "$1")" --hostid "$(uuid_of "$1")"
+}
+has_namespace() { compgen -G "/sys/class/nvme/$1/nvme*n1" >/dev/null; } # CONTROLLER
+controller_of() { # HOST
+	local controller
+	for controller in $(kernel_controllers "$nqn"); do
+		[[ $(<"/sys/class/nvme/$controller/hostid") == "$(uuid_of "$1")" ]] && echo "$controller"
+	done
+}
+# By the controller's own device: the disk's would go by either host.
+reserve() { # HOST VERB OPTION...
+	timeout -k 5 20 nvme "resv-$2" "/dev/$(controller_of "$1")" -n 1 "${@:3}"
+}
+writes() { # HOST
+	timeout -k 5 20 nvme io-passthru "/dev/$(controller_of "$1")" --opcode=1 --namespace-id=1 --data-len=512 --write \
+		--input-file=/dev/zero
+}
+conflicts() { ! "$@" >"$scratch/conflict" 2>&1 && grep -q -i 'reservation.conflict' "$scratch/conflict"; }
+reports() { [[ $(reserve "$1" report -e | tr -s ' \t' ' ' | grep -E "^ *($2) ?:" | tr -d ' ' | xargs) == "$3" ]]; } # HOST FIELDS TEXT
+
+claim "Both ports are optimized" set_access $two optimized
+claim "Host 1 connects" connect_as 1 $one
+claim "Host 2 connects" connect_as 2 $two
+first=$(controller_of 1) second=$(controller_of 2)
+claim "Host 1 has the disk" within 20 has_namespace "$first"
+claim "Host 2 has the disk" within 20 has_namespace "$second"
+claim "nvme resv-register" reserve 1 register --nrkey=0x11 --rrega=0
+claim "nvme resv-register: the other host" reserve 2 register --nrkey=0x22 --rrega=0
+claim "nvme resv-acquire" reserve 1 acquire --crkey=0x11 --rtype=1 --racqa=0
+claim "nvme resv-report" reports 2 'gen|rtype|regctl' 'gen:2 rtype:1 regctl:2'
+claim "The host that holds it writes" writes 1
+claim "The other one does not" conflicts writes 2
+claim "nor does it get it" conflicts reserve 2 acquire --crkey=0x22 --rtype=1 --racqa=0
+claim "It preempts and aborts" reserve 2 acquire --crkey=0x22 --prkey=0x11 --rtype=1 --racqa=2
+claim "Now it writes" writes 2
+claim "and the first one does not" conflicts writes 1
+claim "nor is it registered any more" conflicts reserve 1 release --crkey=0x11 --rtype=1 --rrela=0
+claim "nvme resv-release" reserve 2 release --crkey=0x22 --rtype=1 --rrela=0
+claim "Whoever wants to, writes" writes 1
+claim "Who has registered clears" reserve 2 release --crkey=0x22 --rrela=1
+claim "and nothing is left" reports 1 'rtype|regctl' 'rtype:0 regctl:0'
+claim "The kernel says what it says of clean runs, and of commands by this way" dmesg_clean ': using deprecated NVME_IOCTL_IO_CMD ioctl' \
+	'^dummy0 speed is unknown, defaulting to 1000$'
+claim "Both disconnect" disconnect_kernel_host "$nqn"
 exec {orders}>&-
 ended() { ! running "$daemon_pid"; }
 claim "The target ends with its input" within 20 ended

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <fstream>
 #include <initializer_list>
+#include <set>
 #include <sstream>
 
 #include "common/sizes.h"
@@ -128,9 +129,13 @@ auto then(Parse parse, Take take) {
 
 Result<void> read_namespace(const std::string& path, const toml::table& table, SubsystemConfiguration& subsystem) {
   NamespaceConfiguration disk;
-  Keys keys(path, table, " of a namespace", {"store", "nsid"});
+  Keys keys(path, table, " of a namespace", {"store", "nsid", "reservations"});
   keys.string("store", [&](const std::string& text) -> Result<void> {
     disk.store = text;
+    return {};
+  });
+  keys.string("reservations", [&](const std::string& text) -> Result<void> {
+    disk.reservations = text;
     return {};
   });
   std::uint32_t nsid = 0;
@@ -167,7 +172,7 @@ Result<void> read_subsystem(const std::string& path, const toml::table& table, C
     return {};
   });
   keys.strings("store", [&](const std::string& text) -> Result<void> {
-    subsystem.namespaces.push_back({text, std::nullopt});
+    subsystem.namespaces.push_back({.store = text, .nsid = {}, .reservations = {}});
     return {};
   });
   keys.tables("namespace", [&](const toml::table& inner) { return read_namespace(path, inner, subsystem); });
@@ -211,7 +216,15 @@ Result<void> add_options(Configuration& configuration, const std::vector<Ordered
     }
     auto subsystem = subsystem_of(option);
     if (!subsystem) return failure(std::move(subsystem.error()));
-    if (option.name == "store") (*subsystem)->namespaces.push_back({option.value, std::nullopt});
+    if (option.name == "store")
+      (*subsystem)->namespaces.push_back({.store = option.value, .nsid = {}, .reservations = {}});
+    if (option.name == "reservations") {
+      if ((*subsystem)->namespaces.empty())
+        return failure(ErrorKind::invalid_argument,
+                       fmt::format("--reservations {}: it belongs to the --store before it, and there is none",
+                                   printable(option.value)));
+      (*subsystem)->namespaces.back().reservations = option.value;
+    }
     if (option.name == "serial") (*subsystem)->serial = option.value;
     if (option.name == "model") (*subsystem)->model = option.value;
     if (option.name == "allow-host") {
@@ -253,10 +266,16 @@ Result<void> validate(const Configuration& configuration) {
                    "configuration");
   if (configuration.subsystems.empty())
     return failure(ErrorKind::invalid_argument, "nothing to serve: give --subsystem NQN and --store SPEC");
-  for (const auto& subsystem : configuration.subsystems)
+  std::set<std::string> files;
+  for (const auto& subsystem : configuration.subsystems) {
+    for (const auto& disk : subsystem.namespaces)
+      if (!disk.reservations.empty() && !files.insert(disk.reservations).second)
+        return failure(ErrorKind::invalid_argument,
+                       fmt::format("reservations {}: two namespaces cannot be kept in one file", disk.reservations));
     if (subsystem.namespaces.empty())
       return failure(ErrorKind::invalid_argument,
                      fmt::format("subsystem {} has no namespace: give it a --store SPEC", subsystem.nqn.text()));
+  }
   return {};
 }
 

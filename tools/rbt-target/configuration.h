@@ -17,6 +17,7 @@ namespace rbt::tools {
 struct NamespaceConfiguration {
   std::string store;  ///< a SPEC
   std::optional<Nsid> nsid;
+  std::string reservations;  ///< a file that keeps them; empty: none does
 };
 
 struct SubsystemConfiguration {
@@ -39,7 +40,7 @@ struct Configuration {
 /// One word of the command line that builds up the configuration: order matters, as each --store and --allow-host is of the
 /// --subsystem before it.
 struct OrderedOption {
-  std::string name;  ///< "listen", "subsystem", "store", "allow-host", "serial", "model"
+  std::string name;  ///< "listen", "subsystem", "store", "reservations", "allow-host", "serial", "model"
   std::string value;
 };
 

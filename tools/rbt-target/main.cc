@@ -57,6 +57,8 @@ po::options_description described() {
                         "nvme+rdma://ADDRESS[:4420] or nvme+shm://[?socket=PATH[&group=GROUP]]; may be repeated")(
       "subsystem", many("NQN"), "a subsystem; the options below are of the last one")(
       "store", many("SPEC"), "its next namespace; may be repeated")(
+      "reservations", many("FILE"),
+      "keeps the reservations of the last store through a power loss, if hosts ask for it")(
       "allow-host", many("NQN"), "a host that may connect; may be repeated; none: any host")(
       "serial", many("TEXT"), "its serial number (default: random)")("model", many("TEXT"), "its model (default: rbt)")(
       "reactors", po::value<std::string>()->value_name("N"), "threads that serve, 1 to 256 (default: 1)")(
@@ -82,7 +84,7 @@ Result<std::vector<OrderedOption>> ordered(const std::vector<std::string>& words
     const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
     for (const auto& option : po::command_line_parser(words).options(options).style(style).run().options)
       for (const auto& value : option.value)
-        for (const auto* name : {"listen", "subsystem", "store", "allow-host", "serial", "model"})
+        for (const auto* name : {"listen", "subsystem", "store", "reservations", "allow-host", "serial", "model"})
           if (option.string_key == name) result.push_back({name, value});
     return result;
   } catch (const po::error& error) {
@@ -126,7 +128,9 @@ Result<void> add_subsystems(target::Target& target, const Configuration& configu
     for (const auto& disk : subsystem.namespaces) {
       auto store = target::make_store(disk.store, environment);
       if (!store) return failure(std::move(store.error()));
-      auto nsid = target.add_namespace(subsystem.nqn, std::move(*store), disk.nsid);
+      target::NamespaceOptions options(disk.nsid);
+      options.reservations = disk.reservations;
+      auto nsid = target.add_namespace(subsystem.nqn, std::move(*store), options);
       if (!nsid) return failure(std::move(nsid.error()).within(disk.store));
     }
   }

@@ -51,6 +51,7 @@ store = ["ram:size=1GiB", "null:size=1TiB"]
 [[subsystem.namespace]]
 nsid = 9
 store = "file:/x"
+reservations = "/var/lib/x"
 [[subsystem]]
 nqn = "nqn.2026-01.io.example:b"
 store = "ram:size=2GiB"
@@ -67,6 +68,7 @@ store = "ram:size=2GiB"
   CHECK(read->subsystems[0].allowed_hosts.size() == 1);
   REQUIRE(read->subsystems[0].namespaces.size() == 3);
   CHECK(read->subsystems[0].namespaces[2].nsid == Nsid(9));
+  CHECK(read->subsystems[0].namespaces[2].reservations == "/var/lib/x");
   CHECK(read->subsystems[1].namespaces[0].store == "ram:size=2GiB");
 
   Configuration typed;
@@ -75,8 +77,10 @@ store = "ram:size=2GiB"
                               {"allow-host", "nqn.2026-01.io.example:host"},
                               {"store", "ram:size=1GiB"},
                               {"subsystem", "nqn.2026-01.io.example:b"},
-                              {"store", "ram:size=2GiB"}}));
+                              {"store", "ram:size=2GiB"},
+                              {"reservations", "/var/lib/y"}}));
   REQUIRE(typed.subsystems.size() == 2);
+  CHECK(typed.subsystems[1].namespaces[0].reservations == "/var/lib/y");
   CHECK(typed.subsystems[0].allowed_hosts == read->subsystems[0].allowed_hosts);
   CHECK(typed.subsystems[1].namespaces[0].store == "ram:size=2GiB");
 }
@@ -94,6 +98,10 @@ TEST_CASE("What a configuration file gets wrong is named with its line") {
   CHECK_THAT(complaint("listen = 'nvme+shm://'\n"), Catch::Contains("nothing to serve"));
   CHECK_THAT(complaint("listen = 'nvme+shm://'\n[[subsystem]]\nnqn = 'nqn.2026-01.io.example:a'\n"),
              Catch::Contains("has no namespace"));
+  CHECK_THAT(complaint("listen = 'nvme+shm://'\n[[subsystem]]\nnqn = 'nqn.2026-01.io.example:a'\n"
+                       "[[subsystem.namespace]]\nstore = 'x'\nreservations = '/r'\n"
+                       "[[subsystem.namespace]]\nstore = 'y'\nreservations = '/r'\n"),
+             Catch::Contains("two namespaces cannot be kept in one file"));
   CHECK_THAT(read_configuration("/nowhere/x.toml").error().message(), Catch::Contains("/nowhere/x.toml"));
 }
 
