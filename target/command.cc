@@ -103,21 +103,27 @@ nvme::Expected<Plan> Command::decode() {
       return tl::unexpected(status);
   auto plan = operation_->plan(*this);
   if (!plan) return plan;
-  if (operation_->access != BlockAccess::none && !admitted(*plan)) return refuse(StatusCode::reservation_conflict);
+  if (operation_->access != BlockAccess::none)
+    if (const Status status = judge_access(*plan); !status.ok()) return tl::unexpected(status);
   const std::uint32_t offered = nvme::length(data_);
   if (offered < plan->bytes || (offered > plan->bytes && !plan->more_tolerated))
     return refuse(StatusCode::sgl_invalid_length);
   return plan;
 }
 
-/// No reservation is against it: the one place where that is decided, for every command that touches blocks. What was admitted
-/// before a reservation came is carried out, unless Preempt and Abort stops it.
-bool Command::admitted(const Plan& plan) const noexcept {
+/// Success if neither a reservation nor a Format NVM is against it: the one place where that is decided, for every command that
+/// touches blocks. What was admitted before a reservation came is carried out, unless Preempt and Abort stops it.
+Status Command::judge_access(const Plan& plan) const noexcept {
   const nvme::HostId& host = controller().identity().host_id;
-  if (plan.ns != nullptr) return plan.ns->admits(host, operation_->access);
-  // Flush of all namespaces.
-  const auto all = namespaces().all();
-  return std::all_of(all.begin(), all.end(), [&](const auto& each) { return each->admits(host, operation_->access); });
+  const auto judge = [&](const ServedNamespace& ns) -> Status {
+    if (!ns.admits(host, operation_->access)) return Status::permanent(StatusCode::reservation_conflict);
+    if (ns.shared().format_left() != 0) return StatusCode::format_in_progress;
+    return {};
+  };
+  if (plan.ns != nullptr) return judge(*plan.ns);
+  for (const auto& each : namespaces().all())  // Flush of all of them
+    if (const Status status = judge(*each); !status.ok()) return status;
+  return {};
 }
 
 void Command::acquire() {

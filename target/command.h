@@ -169,7 +169,7 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
   void execute();
   void executed(Step step);
   [[nodiscard]] bool stopped();
-  [[nodiscard]] bool admitted(const Plan& plan) const noexcept;
+  [[nodiscard]] nvme::Status judge_access(const Plan& plan) const noexcept;
   void settle_first();
   void respond();
   void finished();

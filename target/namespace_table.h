@@ -39,6 +39,7 @@ class ServedNamespace final : private HandOver::Receiver {
 
   [[nodiscard]] Nsid nsid() const noexcept { return shared_.nsid(); }
   [[nodiscard]] const Namespace& shared() const noexcept { return shared_; }
+  [[nodiscard]] Namespace& shared() noexcept { return shared_; }
   [[nodiscard]] const Identity& identity() const noexcept { return shared_.identity(); }
   [[nodiscard]] const Geometry& geometry() const noexcept { return geometry_; }
   void set_geometry(const Geometry& geometry) noexcept { geometry_ = geometry; }
@@ -63,6 +64,7 @@ class ServedNamespace final : private HandOver::Receiver {
   [[nodiscard]] std::uint32_t commands() const noexcept { return commands_; }
   /// No command finds it any more; the reactor hears when the last one has left.
   void set_leaving() noexcept { leaving_ = true; }
+  [[nodiscard]] bool leaving() const noexcept { return leaving_; }
 
   // Turns (turns.h).
   /// What changes blocks goes freely, between these two; else it takes turns.

@@ -18,6 +18,8 @@ using nvme::IoOpcode;
 constexpr std::uint32_t kSupported = NVME_CMD_EFFECTS_CSUPP;
 constexpr std::uint32_t kChangesBlocks = NVME_CMD_EFFECTS_CSUPP | NVME_CMD_EFFECTS_LBCC;
 
+constexpr std::uint32_t kAloneInItsNamespace = 1u << 16;  // CSE
+
 constexpr Admission kConnect{.before_connect = true, .while_disabled = true, .on_discovery = true};
 constexpr Admission kProperty{.while_disabled = true, .on_io_queue = false, .on_discovery = true};
 constexpr Admission kEveryController{.on_discovery = true};
@@ -30,6 +32,13 @@ constexpr Operation fabrics(FabricsType type, std::string_view name, nvme::Expec
 constexpr Operation admin(AdminOpcode opcode, std::string_view name, nvme::Expected<Plan> (*plan)(Command&),
                           Step (*execute)(Command&), Admission admission) {
   return {QueueKind::admin, static_cast<std::uint8_t>(opcode), name, plan, execute, admission, kSupported};
+}
+constexpr Operation format(AdminOpcode opcode, std::string_view name, nvme::Expected<Plan> (*plan)(Command&),
+                           Step (*execute)(Command&), Admission admission) {
+  Operation operation = admin(opcode, name, plan, execute, admission);
+  operation.access = BlockAccess::write;
+  operation.effects = kChangesBlocks | NVME_CMD_EFFECTS_NCC | kAloneInItsNamespace;
+  return operation;
 }
 /// What sets I/O commands apart: Operation's.
 struct Io {
@@ -62,6 +71,7 @@ constexpr std::array kOperations = {
     admin(AdminOpcode::async_event_request, "Asynchronous Event Request", plan_nothing, async_event_request,
           kEveryController),
     admin(AdminOpcode::keep_alive, "Keep Alive", plan_nothing, keep_alive, kEveryController),
+    format(AdminOpcode::format_nvm, "Format NVM", plan_format, format_nvm, kIoController),
     admin(nvme::kFenceOpcode, "Fence", plan_nothing, fence, kIoController),
 
     io(IoOpcode::flush, "Flush", plan_flush, flush, {.access = BlockAccess::write, .repeat = true}),

@@ -5,6 +5,7 @@
 
 #include "common/check.h"
 #include "target/admin/admin.h"
+#include "target/admin/format.h"
 #include "target/core.h"
 
 namespace rbt::target {

@@ -23,6 +23,7 @@
 namespace rbt::target {
 
 struct Core;
+class FormatJob;
 struct ReservationNews;
 
 /// What is logged at most once a second per reactor, each counted apart.
@@ -100,6 +101,12 @@ class ReactorContext {
   [[nodiscard]] std::function<void(nvme::Status)> later_answer(const Command& command);
   /// Takes a namespace's new view, tells the hosts whose admin queue is here, stops what is to be stopped; then arrives.
   void hear(const std::shared_ptr<ReservationNews>& news);
+  /// `done` is called, now or later, when no command that is here can touch blocks of `ns` any more but those that come from
+  /// now on.
+  void when_quiet(const Namespace& ns, std::function<void()> done);
+  void begin_format(std::unique_ptr<FormatJob> job);
+  /// Called from the job's own functions: it is destroyed soon.
+  void end_format(const FormatJob& job);
   // Turns of a namespace (turns.h). `ns` is there: a pair that waits for this holds it.
   void begin_turns(Namespace& ns);
   /// This reactor takes turns.
@@ -143,11 +150,12 @@ class ReactorContext {
       std::uint32_t ticket;
     };
     std::vector<Left> left;
-    std::shared_ptr<ReservationNews> news;
+    std::function<void()> done;
   };
   ReactorContext(Core& core, transport::Reactor& reactor, std::size_t index);
   void note_reservation(const ReservationNews& news);
   [[nodiscard]] std::vector<Sweep::Left> stop_commands(const ReservationNews& news, const ServedNamespace& ns);
+  void await_end(std::vector<Sweep::Left> left, std::function<void()> done);
   void sweep_step();
   void drain_step();
   void leave_step();
@@ -165,6 +173,7 @@ class ReactorContext {
   std::vector<std::unique_ptr<NamespaceTable>> namespaces_;  // by Subsystem::index(); null until wanted
   std::vector<Leaving> leaving_;
   std::vector<Sweep> sweeps_;
+  std::vector<std::unique_ptr<FormatJob>> formats_;
   std::unordered_map<std::uint64_t, std::unique_ptr<Connection>> connections_;
   std::vector<std::unique_ptr<Connection>> buried_;
   std::uint64_t last_id_ = 0;

@@ -60,6 +60,14 @@ class Namespace {
   [[nodiscard]] NamespaceTotals totals() const noexcept;
   [[nodiscard]] Turns& turns() noexcept { return turns_; }
   [[nodiscard]] Reservations& reservations() const noexcept { return *reservations_; }
+  /// Percent that a Format NVM has left to do; 0: there is none. What it has done is seen with the 0.
+  [[nodiscard]] std::uint8_t format_left() const noexcept { return format_left_.load(std::memory_order_acquire); }
+  /// False: there is one already. Else the caller's, who ends it with 0.
+  [[nodiscard]] bool begin_format() noexcept {
+    std::uint8_t none = 0;
+    return format_left_.compare_exchange_strong(none, 100, std::memory_order_acq_rel);
+  }
+  void set_format_left(std::uint8_t percent) noexcept { format_left_.store(percent, std::memory_order_release); }
   /// By its owner, before anybody knows it.
   void set_reservations(std::shared_ptr<Reservations> reservations) noexcept {
     reservations_ = std::move(reservations);
@@ -81,6 +89,7 @@ class Namespace {
   std::unique_ptr<NamespaceCounters[]> counters_;
   Turns turns_;
   std::shared_ptr<Reservations> reservations_;
+  std::atomic<std::uint8_t> format_left_{0};  // written by the reactor of the one who formats; releases the blocks
 };
 
 /// What hosts connect to. Built before the target starts, unchanged after: any thread reads.

@@ -149,6 +149,24 @@ SubmissionQueueEntry encode_abort(const AbortCommand& command) noexcept {
   return sqe;
 }
 
+Expected<FormatCommand> parse_format(const SubmissionQueueEntry& sqe) noexcept {
+  const std::uint32_t dw10 = sqe.cdw10.get();
+  const std::uint32_t erase = dw10 >> 9 & 7;
+  if (erase > static_cast<std::uint32_t>(Erase::cryptographic)) return refuse(StatusCode::invalid_field);
+  return FormatCommand{.nsid = sqe.namespace_id(),
+                       .format = static_cast<std::uint8_t>((dw10 & 0xf) | (dw10 >> 12 & 3) << 4),
+                       .protection = static_cast<std::uint8_t>(dw10 >> 4 & 0x1f),
+                       .erase = static_cast<Erase>(erase)};
+}
+
+SubmissionQueueEntry encode_format(const FormatCommand& command) noexcept {
+  auto sqe = encode_plain(AdminOpcode::format_nvm);
+  sqe.nsid = Le32(command.nsid.value());
+  sqe.cdw10 = Le32((command.format & 0xfu) | (command.protection & 0x1fu) << 4 |
+                   static_cast<std::uint32_t>(command.erase) << 9 | (command.format >> 4 & 3u) << 12);
+  return sqe;
+}
+
 AsyncEvent parse_async_event(std::uint32_t dw0) noexcept {
   return {static_cast<std::uint8_t>(bits(dw0, 0, 3)), static_cast<std::uint8_t>(bits(dw0, 8, 8)),
           static_cast<std::uint8_t>(bits(dw0, 16, 8))};

@@ -95,6 +95,19 @@ struct AbortCommand {
 [[nodiscard]] AbortCommand parse_abort(const SubmissionQueueEntry& sqe) noexcept;
 [[nodiscard]] SubmissionQueueEntry encode_abort(const AbortCommand& command) noexcept;
 
+/// What Format NVM does with what the blocks hold: nobody asks for anything, it is gone, or its key is.
+enum class Erase : std::uint8_t { unsaid = 0, user_data = 1, cryptographic = 2 };
+/// Format NVM (Base 2.0, 5.14; NVM 1.0, 4.1.3).
+struct FormatCommand {
+  Nsid nsid{};
+  std::uint8_t format = 0;      ///< LBAF, 0 to 63
+  std::uint8_t protection = 0;  ///< MSET, PI and PIL as they stand; 0: none
+  Erase erase = Erase::unsaid;  ///< SES
+};
+/// invalid_field: a reserved SES.
+[[nodiscard]] Expected<FormatCommand> parse_format(const SubmissionQueueEntry& sqe) noexcept;
+[[nodiscard]] SubmissionQueueEntry encode_format(const FormatCommand& command) noexcept;
+
 /// DW0 of an Asynchronous Event Request's completion (Base 2.0, 5.2).
 struct AsyncEvent {
   std::uint8_t type = 0;  ///< 3 bits, NVME_AER_*

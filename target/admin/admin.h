@@ -28,6 +28,9 @@ namespace rbt::target {
 }
 [[nodiscard]] Step keep_alive(Command& command);
 
+[[nodiscard]] nvme::Expected<Plan> plan_format(Command& command);
+[[nodiscard]] Step format_nvm(Command& command);
+
 /// docs/recovery.md. The log page is one of get_log_page()'s.
 [[nodiscard]] Step recovery_log(Command& command, const nvme::GetLogPage& wanted);
 [[nodiscard]] Step fence(Command& command);

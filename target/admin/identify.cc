@@ -66,6 +66,8 @@ void describe_io_controller(nvme_id_ctrl& id, const Controller& controller) {
   id.oncs = to_le(static_cast<std::uint16_t>(NVME_CTRL_ONCS_COMPARE | NVME_CTRL_ONCS_DSM | NVME_CTRL_ONCS_TIMESTAMP |
                                              NVME_CTRL_ONCS_WRITE_ZEROES | NVME_CTRL_ONCS_VERIFY | NVME_CTRL_ONCS_COPY |
                                              NVME_CTRL_ONCS_SAVE_FEATURES | NVME_CTRL_ONCS_RESERVATIONS));
+  id.oacs = to_le(static_cast<std::uint16_t>(NVME_CTRL_OACS_FORMAT));
+  id.fna = NVME_CTRL_FNA_NSID_FFFFFFFF;  // one namespace at a time
   id.fuses = to_le(static_cast<std::uint16_t>(NVME_CTRL_FUSES_COMPARE_AND_WRITE));
   id.ocfs = to_le(std::uint16_t{1});  // Copy descriptors of format 0
   id.vwc = static_cast<std::uint8_t>(kVwcFlushAll | (controller.offers_write_cache() ? kVwcPresent : 0));
@@ -120,6 +122,7 @@ nvme_id_ns describe_namespace(const ServedNamespace& ns) {
   id.nmic = NVME_NS_NMIC_SHARED;
   id.rescap = NVME_NS_RESCAP_WE | NVME_NS_RESCAP_EA | NVME_NS_RESCAP_WERO | NVME_NS_RESCAP_EARO | NVME_NS_RESCAP_WEAR |
               NVME_NS_RESCAP_EAAR | NVME_NS_RESCAP_IEK_13;
+  id.fpi = static_cast<std::uint8_t>(NVME_NS_FPI_SUPPORTED | ns.shared().format_left());
   if (ns.shared().reservations().can_persist()) id.rescap |= NVME_NS_RESCAP_PTPL;
   id.anagrpid = to_le(kAccessGroup);
   if (geometry.optimal_io > Blocks(1) || geometry.discard_granularity > Blocks(1)) {

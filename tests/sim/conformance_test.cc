@@ -53,7 +53,7 @@ constexpr Item kAdmin[] = {
     {0x14, "Device Self-test"},
     {0x15, "Namespace Attachment"},
     {0x18, "Keep Alive", "Keep Alive keeps the controller, and so does any other command on any queue"},
-    {0x80, "Format NVM"},
+    {0x80, "Format NVM", "Format NVM erases a namespace, and nobody comes to its blocks meanwhile", "nvme format"},
     {0x81, "Security Send"},
     {0x82, "Security Receive"},
     {0x84, "Sanitize"},

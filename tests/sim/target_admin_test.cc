@@ -45,7 +45,8 @@ TEST_CASE("Identify Controller says what hosts insist on, and nothing that is no
   CHECK(from_le(id.icdoff) == 0);
   CHECK(id.msdbd == 1);
   CHECK((from_le(id.ctratt) & NVME_CTRL_CTRATT_TBKAS) != 0);
-  CHECK(id.oacs == 0);
+  CHECK(from_le(id.oacs) == NVME_CTRL_OACS_FORMAT);
+  CHECK(id.fna == NVME_CTRL_FNA_NSID_FFFFFFFF);
   CHECK(from_le(id.fuses) == 1);
   CHECK(id.awupf == 0);
 }

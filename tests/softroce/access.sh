@@ -114,7 +114,11 @@ claim "nvme resv-release" reserve 2 release --crkey=0x22 --rtype=1 --rrela=0
 claim "Whoever wants to, writes" writes 1
 claim "Who has registered clears" reserve 2 release --crkey=0x22 --rrela=1
 claim "and nothing is left" reports 1 'rtype|regctl' 'rtype:0 regctl:0'
+claim "nvme format" timeout -k 5 60 nvme format "/dev/$(controller_of 1)" --namespace-id=1 --lbaf=0 --ses=1 --force
+is_zero() { timeout -k 5 60 cmp -n $((64 << 20)) "$(kernel_device "$nqn" 1)" /dev/zero; }
+claim "Nothing is left of what was written" within 20 is_zero
 claim "The kernel says what it says of clean runs, and of commands by this way" dmesg_clean ': using deprecated NVME_IOCTL_IO_CMD ioctl' \
+	': rescanning namespaces\.$' \
 	'^dummy0 speed is unknown, defaulting to 1000$'
 claim "Both disconnect" disconnect_kernel_host "$nqn"
 exec {orders}>&-

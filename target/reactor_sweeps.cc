@@ -1,9 +1,11 @@
-// What a reactor does when the reservations of a namespace have changed (reservation/reservations.h).
+// What a reactor does when the reservations of a namespace have changed (reservation/reservations.h), and for who formats one:
+// commands under way are stopped, or waited for.
 
 #include <algorithm>
 #include <utility>
 
 #include "target/admin/admin.h"
+#include "target/admin/format.h"
 #include "target/core.h"
 #include "target/reactor_context.h"
 #include "target/reservation/reservations.h"
@@ -40,9 +42,22 @@ void ReactorContext::hear(const std::shared_ptr<ReservationNews>& news) {
     ns->set_reservation(news->view);
     left = stop_commands(*news, *ns);
   }
-  if (left.empty()) return news->arrive();
+  await_end(std::move(left), [news] { news->arrive(); });
+}
+
+void ReactorContext::when_quiet(const Namespace& ns, std::function<void()> done) {
+  std::vector<Sweep::Left> left;
+  for (const auto& [id, connection] : connections_)
+    for (const Command& command : connection->commands())
+      if (command.held() != nullptr && &command.held()->shared() == &ns && command.touches_blocks())
+        left.push_back({id, command.index(), command.ticket()});
+  await_end(std::move(left), std::move(done));
+}
+
+void ReactorContext::await_end(std::vector<Sweep::Left> left, std::function<void()> done) {
+  if (left.empty()) return done();
   core_.gate.enter();
-  sweeps_.push_back({std::move(left), news});
+  sweeps_.push_back({std::move(left), std::move(done)});
   if (!sweep_timer_.armed()) sweep_timer_.arm(reactor_.clock().now() + kSweepStep);
 }
 
@@ -93,9 +108,18 @@ void ReactorContext::sweep_step() {
   sweeps_.erase(done, sweeps_.end());
   if (!sweeps_.empty()) sweep_timer_.arm(reactor_.clock().now() + kSweepStep);
   for (const Sweep& each : ended) {
-    each.news->arrive();
+    each.done();
     core_.gate.leave();
   }
+}
+
+void ReactorContext::begin_format(std::unique_ptr<FormatJob> job) {
+  formats_.push_back(std::move(job));
+  formats_.back()->start();
+}
+
+void ReactorContext::end_format(const FormatJob& job) {
+  post([this, &job] { std::erase_if(formats_, [&](const auto& each) { return each.get() == &job; }); });
 }
 
 }  // namespace rbt::target
