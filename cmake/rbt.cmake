@@ -53,6 +53,9 @@ endif()
 
 include(cmake/precompiled.cmake)
 
+# For the sanitizers, which nobody edits by: a library's files eight at a time take half the time. Release and dev compile each alone.
+option(RBT_UNITY "Compile the files of each library together, eight at a time" OFF)
+
 # rbt_library(NAME SOURCES … HEADERS … LINK … PRIVATE_LINK …): librbt-NAME, alias rbt::NAME; HEADERS (public ones) are
 # installed below rbt/<folder>/.
 function(rbt_library name)
@@ -65,6 +68,9 @@ function(rbt_library name)
   target_compile_features(rbt-${name} PUBLIC cxx_std_20)
   target_link_libraries(rbt-${name} PUBLIC ${ARG_LINK} PRIVATE ${ARG_PRIVATE_LINK})
   rbt_compiled_as(rbt-${name} code)
+  if(RBT_UNITY)
+    set_target_properties(rbt-${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+  endif()
   set_property(GLOBAL APPEND PROPERTY RBT_LIBRARIES rbt-${name})
   file(RELATIVE_PATH folder ${PROJECT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR})
   foreach(header IN LISTS ARG_HEADERS)

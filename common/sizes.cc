@@ -36,7 +36,7 @@ struct Number {
   std::string_view unit;
 };
 
-constexpr bool is_digit(char c) noexcept {
+constexpr bool is_decimal(char c) noexcept {
   return c >= '0' && c <= '9';
 }
 constexpr char lower(char c) noexcept {
@@ -53,7 +53,7 @@ std::optional<Number> split_number(std::string_view text) noexcept {
   if (text.starts_with('.')) {
     text.remove_prefix(1);
     std::size_t count = 0;
-    while (count < text.size() && is_digit(text[count]))
+    while (count < text.size() && is_decimal(text[count]))
       ++count;
     auto decimals = text.substr(0, count);
     if (decimals.empty()) return std::nullopt;

@@ -81,7 +81,7 @@ std::span<BlockRange> ranges_place(Command& command, std::uint32_t count) {
 }
 
 // progress(): 0 nothing is judged yet; else by range, one more than three times its number, and what comes back next.
-enum : std::uint32_t { kWanted, kTurn, kDiscarded };
+enum : std::uint32_t { kWanted, kHasTurn, kDiscarded };
 constexpr std::uint32_t step_of(std::size_t range, std::uint32_t step) {
   return static_cast<std::uint32_t>(1 + 3 * range + step);
 }
@@ -96,11 +96,11 @@ Step discard_by_turns(Command& command, std::span<BlockRange> ranges) {
         step = step_of(++i, kWanted);
         continue;
       }
-      step = step_of(i, kTurn);
+      step = step_of(i, kHasTurn);
       const BlockRange piece{left.first, std::min(left.count, Blocks(RangeLock::kBlocksMax))};
       if (const auto waits = command.take_turn(piece)) return *waits;
     }
-    if (step == step_of(i, kTurn)) {
+    if (step == step_of(i, kHasTurn)) {
       step = step_of(i, kDiscarded);
       const Progress progress = command.plan().ns->queue().discard({&command.turn(), 1}, command);
       if (progress.pending || progress.status != StoreStatus::ok) return command.store(progress);

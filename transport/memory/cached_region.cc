@@ -6,14 +6,6 @@
 
 namespace rbt::transport {
 
-namespace {
-
-std::uintptr_t address(const std::byte* at) noexcept {
-  return reinterpret_cast<std::uintptr_t>(at);
-}
-
-}  // namespace
-
 CachedRegion::CachedRegion(RegistrationCache& cache, const MemorySpan& memory, Kind kind)
     : cache_(cache), memory_(memory), kind_(kind), domains_(cache.domains()) {
   const bool kept = kind == Kind::kept;
@@ -29,11 +21,12 @@ CachedRegion::~CachedRegion() {
 }
 
 bool CachedRegion::holds(const std::byte* data, std::size_t size) const noexcept {
-  return address(data) >= address(begin()) && address(data) < address(end()) && size <= address(end()) - address(data);
+  return address_of(data) >= address_of(begin()) && address_of(data) < address_of(end()) &&
+         size <= address_of(end()) - address_of(data);
 }
 
 bool CachedRegion::overlaps(const std::byte* from, const std::byte* to) const noexcept {
-  return address(begin()) < address(to) && address(from) < address(end());
+  return address_of(begin()) < address_of(to) && address_of(from) < address_of(end());
 }
 
 Result<void> CachedRegion::fence() {
@@ -75,8 +68,8 @@ Result<void> CachedRegion::register_with(ProtectionDomain& domain) {
 }
 
 Result<MemorySpan> CachedRegion::shareable(shm::Descriptor& holds) const {
-  const auto mapping = cache_.mappings_.find(address(begin()));
-  if (!mapping || !mapping->shared || mapping->inode == 0 || mapping->end < address(end()))
+  const auto mapping = cache_.mappings_.find(address_of(begin()));
+  if (!mapping || !mapping->shared || mapping->inode == 0 || mapping->end < address_of(end()))
     return failure(ErrorKind::unsupported,
                    fmt::format("{} bytes are not one shared mapping of a memfd, which is all that can be shared with a "
                                "peer over shm",
@@ -84,7 +77,7 @@ Result<MemorySpan> CachedRegion::shareable(shm::Descriptor& holds) const {
   holds = MappingTable::descriptor_of(*mapping);
   if (!holds.valid())
     return failure(ErrorKind::unsupported, "this process has no descriptor open for writing of the memfd behind it");
-  return MemorySpan{memory_.data, memory_.size, holds.get(), mapping->offset + (address(begin()) - mapping->begin)};
+  return MemorySpan{memory_.data, memory_.size, holds.get(), mapping->offset + (address_of(begin()) - mapping->begin)};
 }
 
 std::optional<RegisteredMemory::Keys> CachedRegion::keys(ProtectionDomain& domain) {

@@ -13,6 +13,10 @@
 
 namespace rbt::transport {
 
+[[nodiscard]] inline std::uintptr_t address_of(const std::byte* at) noexcept {
+  return reinterpret_cast<std::uintptr_t>(at);
+}
+
 /// One mapping (VMA) of this process, as the kernel tells it.
 struct Mapping {
   std::uintptr_t begin = 0;

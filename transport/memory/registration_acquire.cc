@@ -19,10 +19,6 @@ constexpr std::uint32_t kConflictsMax = 8;
 // Ranges that one use may push out to get room.
 constexpr int kEvictionsMax = 4;
 
-std::uintptr_t address(const std::byte* at) noexcept {
-  return reinterpret_cast<std::uintptr_t>(at);
-}
-
 // What it stood for is not there any more: no reason to keep it.
 bool over(const CachedRegion& entry) {
   const coherence::Region* const region = entry.region();
@@ -36,7 +32,7 @@ bool over(const CachedRegion& entry) {
 
 RegistrationCache::Acquired RegistrationCache::acquire(const std::byte* data, std::size_t size,
                                                        const std::function<void()>& let_go, Mapping& mapping) {
-  const auto mapped = mappings_.covering(address(data), size);
+  const auto mapped = mappings_.covering(address_of(data), size);
   if (!mapped) return Acquired::unmapped;
   mapping = *mapped;
   if (const Entry entry = find_holding(data, size); entry != nullptr) {
@@ -45,9 +41,9 @@ RegistrationCache::Acquired RegistrationCache::acquire(const std::byte* data, st
   }
   if (!automatic() || size < options_.size_min) return Acquired::copy;
   refused_.fetch_add(1, std::memory_order_relaxed);  // taken back if it is not
-  if (mappings_.allocators(mapping, address(data))) return Acquired::never;
+  if (mappings_.allocators(mapping, address_of(data))) return Acquired::never;
   const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const std::uintptr_t slack = address(data) % page;
+  const std::uintptr_t slack = address_of(data) % page;
   std::byte* const begin = const_cast<std::byte*>(data) - slack;  // NOLINT: what the transfer does with it, it knows
   const std::size_t bytes = (slack + size + page - 1) / page * page;
   if (!clear_way(begin, begin + bytes, let_go)) return Acquired::copy;

@@ -11,14 +11,6 @@
 
 namespace rbt::transport {
 
-namespace {
-
-std::uintptr_t address(const std::byte* at) noexcept {
-  return reinterpret_cast<std::uintptr_t>(at);
-}
-
-}  // namespace
-
 // ---- the list
 
 RegistrationCache::RegistrationCache(coherence::Monitor* monitor, RegistrationCacheOptions options, Logger& logger)
@@ -57,7 +49,7 @@ bool RegistrationCache::insert(const Entry& entry) {
   for (const Entry& other : entries_)
     if (other->overlaps(entry->begin(), entry->end())) return false;
   const auto place = std::upper_bound(entries_.begin(), entries_.end(), entry, [](const Entry& a, const Entry& b) {
-    return address(a->begin()) < address(b->begin());
+    return address_of(a->begin()) < address_of(b->begin());
   });
   entries_.insert(place, entry);
   generation_.fetch_add(1, std::memory_order_release);

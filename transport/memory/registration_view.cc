@@ -16,10 +16,6 @@ constexpr std::uint32_t kAskAgain = 256;
 // Misses that are copied after one for which there was no room.
 constexpr std::uint32_t kPause = 16;
 
-std::uintptr_t address(const std::byte* at) noexcept {
-  return reinterpret_cast<std::uintptr_t>(at);
-}
-
 }  // namespace
 
 RegistrationView::RegistrationView(RegistrationCache& cache, ProtectionDomain& domain, Reactor& reactor,
@@ -61,11 +57,11 @@ void RegistrationView::add_own(RegisteredMemory& memory) {
 
 RegistrationView::Slot* RegistrationView::lookup(const std::byte* data, std::size_t size) noexcept {
   const auto after = std::upper_bound(sorted_.begin(), sorted_.end(), data, [](const std::byte* at, const Slot& slot) {
-    return address(at) < address(slot.begin);
+    return address_of(at) < address_of(slot.begin);
   });
   if (after == sorted_.begin()) return nullptr;
   Slot& slot = *std::prev(after);
-  return address(data) < address(slot.end) && size <= address(slot.end) - address(data) ? &slot : nullptr;
+  return address_of(data) < address_of(slot.end) && size <= address_of(slot.end) - address_of(data) ? &slot : nullptr;
 }
 
 bool RegistrationView::load_keys(Slot& slot) {
@@ -138,7 +134,7 @@ Reach RegistrationView::miss(const std::byte* data, std::size_t size, bool known
 
 // Whether it lies in a mapping that could not be registered, and is still the same one.
 bool RegistrationView::hopeless(const std::byte* data, std::size_t size, Reach& reach) {
-  const std::uintptr_t begin = address(data);
+  const std::uintptr_t begin = address_of(data);
   for (Hopeless& known : hopeless_) {
     if (begin < known.mapping.begin || begin >= known.mapping.end || size > known.mapping.end - begin) continue;
     if (!cache_.mappings().quick()) return ++known.uses % kAskAgain != 0;
@@ -174,7 +170,7 @@ void RegistrationView::refresh() {
     sorted_.push_back(
         {.begin = own.begin, .end = own.end, .region{}, .use{}, .lkey = own.lkey, .rkey = own.rkey, .keyed = true});
   std::sort(sorted_.begin(), sorted_.end(),
-            [](const Slot& a, const Slot& b) { return address(a.begin) < address(b.begin); });
+            [](const Slot& a, const Slot& b) { return address_of(a.begin) < address_of(b.begin); });
 }
 
 void RegistrationView::ask_to_let_go() {
