@@ -121,7 +121,8 @@ Status Command::judge_access(const Plan& plan) const noexcept {
     return {};
   };
   if (plan.ns != nullptr) return judge(*plan.ns);
-  for (const auto& each : namespaces().all())  // Flush of all of them
+  // Flush of all of them
+  for (const auto* each = namespaces().after(Nsid(0)); each; each = namespaces().after(each->nsid()))
     if (const Status status = judge(*each); !status.ok()) return status;
   return {};
 }
@@ -364,7 +365,7 @@ Controller& Command::controller() const noexcept {
   return *connection_->controller();
 }
 
-const NamespaceTable& Command::namespaces() const noexcept {
+const NamespaceView& Command::namespaces() const noexcept {
   return connection_->namespaces();
 }
 

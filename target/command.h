@@ -22,6 +22,7 @@ namespace rbt::target {
 class Command;
 class Connection;
 class Controller;
+class NamespaceView;
 struct Operation;
 
 /// What stands before the next command of a queue: the first half of a fused pair, or that it came and failed.
@@ -108,8 +109,8 @@ class Command final : public StoreRequest, public transport::BufferWaiter {
     return buffer_.subspan(buffer_.size() - plan_.extra_bytes);
   }
   [[nodiscard]] Lease& lease() noexcept { return lease_; }
-  /// The namespaces of its controller's subsystem, as this reactor serves them. Not for Connect.
-  [[nodiscard]] const NamespaceTable& namespaces() const noexcept;
+  /// The namespaces of its controller's subsystem that its host sees, as this reactor serves them. Not for Connect.
+  [[nodiscard]] const NamespaceView& namespaces() const noexcept;
   /// Uses `ns` (null: none) from now on, in place of any other: as long as that is so it does not go.
   void hold(ServedNamespace* ns) noexcept;
   [[nodiscard]] const ServedNamespace* held() const noexcept { return held_; }

@@ -309,7 +309,8 @@ void Connection::reuse(Command& command) {
 
 void Connection::join(Controller& controller, const QueueTerms& terms) {
   controller_ = &controller;
-  namespaces_ = &reactor_.namespaces(controller.subsystem());
+  namespaces_ = NamespaceView(reactor_.namespaces(controller.subsystem()),
+                              controller.host() != nullptr ? &controller.host()->mask : nullptr);
   terms_ = terms;
   state_ = ConnectionState::live;
   half_open_.cancel();

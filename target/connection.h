@@ -99,7 +99,7 @@ class Connection final : public transport::ConnectionHandler {
   void join(Controller& controller, const QueueTerms& terms);
   [[nodiscard]] const QueueTerms& terms() const noexcept { return terms_; }
   /// After join().
-  [[nodiscard]] const NamespaceTable& namespaces() const noexcept { return *namespaces_; }
+  [[nodiscard]] const NamespaceView& namespaces() const noexcept { return namespaces_; }
   /// transport::Connection::local_host(); empty after the end.
   [[nodiscard]] std::string local_host() const { return transport_ != nullptr ? transport_->local_host() : ""; }
   /// "host nqn.… cntlid 1 qid 0 at 10.0.0.2:51312".
@@ -159,7 +159,7 @@ class Connection final : public transport::ConnectionHandler {
   ConnectionState state_ = ConnectionState::accepting;
   Controller* controller_ = nullptr;  // the table's, until detach()
   QueueTerms terms_;
-  const NamespaceTable* namespaces_ = nullptr;  // the reactor's, of the controller's subsystem
+  NamespaceView namespaces_;  // the reactor's, of the controller's subsystem, as its host sees them
   std::uint16_t head_ = 0;
   std::uint32_t buffers_lkey_ = 0;
   std::uint32_t side_buffers_lkey_ = 0;

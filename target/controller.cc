@@ -41,6 +41,7 @@ Controller::Controller(Identity identity, const Subsystem& subsystem, const Offe
                        const Clock& clock, std::function<void()> on_expired)
     : identity_(std::move(identity)),
       subsystem_(subsystem),
+      host_(subsystem.find(identity_.host_nqn, identity_.host_id)),
       offer_(fitting(offer, subsystem.kind())),
       clock_(clock),
       write_cache_(offer.write_cache),

@@ -14,6 +14,7 @@
 #include "common/units.h"
 #include "target/admin/changed_namespaces.h"
 #include "target/admin/reservation_notices.h"
+#include "target/host.h"
 #include "target/registers.h"
 #include "target/subsystem.h"
 #include "transport/reactor/timer.h"
@@ -96,6 +97,8 @@ class Controller {
   [[nodiscard]] const Identity& identity() const noexcept { return identity_; }
   [[nodiscard]] const Subsystem& subsystem() const noexcept { return subsystem_; }
   [[nodiscard]] ControllerKind kind() const noexcept { return subsystem_.kind(); }
+  /// Its host on the subsystem's list; null: it is not there, and sees everything.
+  [[nodiscard]] const Host* host() const noexcept { return host_; }
   [[nodiscard]] ErrorLog& error_log() noexcept { return error_log_; }
   /// Commands may be carried out. Written at home; a queue that still sees the old value acts as if its command had
   /// come a moment earlier.
@@ -142,6 +145,7 @@ class Controller {
 
   const Identity identity_;
   const Subsystem& subsystem_;
+  const Host* const host_;
   const Offer offer_;
   const Clock& clock_;
   ErrorLog error_log_;

@@ -68,12 +68,12 @@ nvmf_disc_log_entry make_entry(const Subsystem& subsystem, const ListenAddress& 
 
 }  // namespace
 
-std::vector<std::byte> build_discovery_log(const Connection& connection, const nvme::Nqn& host) {
+std::vector<std::byte> build_discovery_log(const Connection& connection, const Controller::Identity& host) {
   const Core& core = connection.reactor().core();
   const auto fabric = connection.fabric().fabric().name();
   std::vector<nvmf_disc_log_entry> entries;
   for (const auto& subsystem : core.subsystems) {
-    if (subsystem->kind() != ControllerKind::io || !subsystem->allows(host)) continue;
+    if (subsystem->kind() != ControllerKind::io || !subsystem->allows(host.host_nqn, host.host_id)) continue;
     for (std::size_t i = 0; i < core.addresses.size(); ++i)
       if (core.addresses[i].fabric == fabric)
         entries.push_back(make_entry(*subsystem, core.addresses[i], i + 1, connection.local_host()));

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "common/nvme/nqn.h"
+#include "target/controller.h"
 
 namespace rbt::target {
 
@@ -12,6 +12,7 @@ class Connection;
 
 /// Header and entries for `host`. It changes only with the configuration, so that every piece a host reads is of the same
 /// generation.
-[[nodiscard]] std::vector<std::byte> build_discovery_log(const Connection& connection, const nvme::Nqn& host);
+[[nodiscard]] std::vector<std::byte> build_discovery_log(const Connection& connection,
+                                                         const Controller::Identity& host);
 
 }  // namespace rbt::target

@@ -280,7 +280,21 @@ void ReactorContext::note_change(const Subsystem& subsystem, Nsid nsid) {
     if (controller == nullptr || connection->terms().qid != Qid(0) || connection->ended() ||
         &controller->subsystem() != &subsystem)
       continue;
+    if (controller->host() != nullptr && !controller->host()->mask.shows(nsid)) continue;
     controller->changed_namespaces().note(nsid);
+    send_due_events(*controller);
+  }
+}
+
+void ReactorContext::note_shown(const Subsystem& subsystem, const Host& host, const std::vector<Nsid>& changed) {
+  const NamespaceTable& table = namespaces(subsystem);
+  for (const auto& [id, connection] : connections_) {
+    Controller* const controller = connection->controller();
+    if (controller == nullptr || connection->terms().qid != Qid(0) || connection->ended() ||
+        controller->host() != &host)
+      continue;
+    for (const Nsid nsid : changed)
+      if (table.find(nsid) != nullptr) controller->changed_namespaces().note(nsid);
     send_due_events(*controller);
   }
 }

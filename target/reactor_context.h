@@ -91,6 +91,8 @@ class ReactorContext {
   void set_geometry(const Subsystem& subsystem, Nsid nsid, const Geometry& geometry);
   /// Tells the hosts whose admin queue is here.
   void note_change(const Subsystem& subsystem, Nsid nsid);
+  /// Tells `host`, if its admin queue is here, that it sees other namespaces than before.
+  void note_shown(const Subsystem& subsystem, const Host& host, const std::vector<Nsid>& changed);
   /// Tells the hosts whose admin queue is here and came through `port` that its access state has changed.
   void note_access_change(const Port& port);
   /// As Connection::abort(); false if the connection is gone.

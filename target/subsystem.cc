@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "target/host.h"
+
 namespace rbt::target {
 
 NamespaceTotals& NamespaceTotals::operator+=(const NamespaceCounters& counters) noexcept {
@@ -58,10 +60,23 @@ NamespaceTotals Namespace::totals() const noexcept {
   return totals;
 }
 
-bool Subsystem::allows(const nvme::Nqn& host) const noexcept {
-  if (description_.allow_any_host) return true;
-  const auto& hosts = description_.allowed_hosts;
-  return std::find(hosts.begin(), hosts.end(), host) != hosts.end();
+Subsystem::Subsystem(std::size_t index, Description description) : index_(index), description_(std::move(description)) {
+  for (AllowedHost& host : description_.allowed_hosts)
+    hosts_.push_back(std::make_unique<Host>(std::move(host)));
+  description_.allowed_hosts.clear();
+}
+
+Subsystem::~Subsystem() = default;
+
+const Host* Subsystem::find(const nvme::Nqn& nqn, const nvme::HostId& id) const noexcept {
+  const auto found = std::find_if(hosts_.begin(), hosts_.end(), [&](const auto& host) { return host->is(nqn, id); });
+  return found != hosts_.end() ? found->get() : nullptr;
+}
+
+bool Subsystem::allows(const nvme::Nqn& nqn, const nvme::HostId& id) const noexcept {
+  if (find(nqn, id) != nullptr) return true;
+  return description_.allow_any_host &&
+         std::none_of(hosts_.begin(), hosts_.end(), [&](const auto& host) { return host->allowed.nqn == nqn; });
 }
 
 }  // namespace rbt::target

@@ -10,6 +10,7 @@
 
 #include "common/nvme/nqn.h"
 #include "common/units.h"
+#include "target/hosts.h"
 #include "target/registers.h"
 #include "target/store/store.h"
 #include "target/turns.h"
@@ -18,6 +19,7 @@ namespace rbt::target {
 
 class Reservations;
 class Subsystem;
+struct Host;
 
 /// One reactor's counters of one namespace: written by that reactor, read by any thread as a snapshot (relaxed: each
 /// number for itself is right, together they may be of slightly different moments).
@@ -102,23 +104,30 @@ class Subsystem {
     nvme::Nqn nqn;
     ControllerKind kind = ControllerKind::io;
     bool allow_any_host = false;
-    std::vector<nvme::Nqn> allowed_hosts;
+    std::vector<AllowedHost> allowed_hosts;
     std::string serial;
     std::string model;
   };
   /// `index`: its place among the target's subsystems.
-  Subsystem(std::size_t index, Description description) : index_(index), description_(std::move(description)) {}
+  Subsystem(std::size_t index, Description description);
+  ~Subsystem();
 
   [[nodiscard]] std::size_t index() const noexcept { return index_; }
   [[nodiscard]] const nvme::Nqn& nqn() const noexcept { return description_.nqn; }
   [[nodiscard]] ControllerKind kind() const noexcept { return description_.kind; }
   [[nodiscard]] const std::string& serial() const noexcept { return description_.serial; }
   [[nodiscard]] const std::string& model() const noexcept { return description_.model; }
-  [[nodiscard]] bool allows(const nvme::Nqn& host) const noexcept;
+  /// Whether a host may come in. One whose NQN is on the list has to be one of those, whoever else may.
+  [[nodiscard]] bool allows(const nvme::Nqn& nqn, const nvme::HostId& id) const noexcept;
+  /// Null: it is not on the list.
+  [[nodiscard]] const Host* find(const nvme::Nqn& nqn, const nvme::HostId& id) const noexcept;
+  /// What changes of them: their masks.
+  [[nodiscard]] const std::vector<std::unique_ptr<Host>>& hosts() const noexcept { return hosts_; }
 
  private:
   std::size_t index_;
   Description description_;
+  std::vector<std::unique_ptr<Host>> hosts_;
 };
 
 }  // namespace rbt::target

@@ -8,6 +8,7 @@
 #include "common/nvme/uuid.h"
 #include "target/acceptor.h"
 #include "target/core.h"
+#include "target/host.h"
 
 namespace rbt::target {
 
@@ -157,6 +158,28 @@ Result<void> Target::refresh_namespace(const nvme::Nqn& nqn, Nsid nsid) {
     return failure(ErrorKind::not_found,
                    fmt::format("refreshing namespace {}: no subsystem {}", nsid.value(), nqn.text()));
   return impl_->core.namespaces.refresh(*subsystem, nsid);
+}
+
+Result<void> Target::show_namespaces(const nvme::Nqn& nqn, const nvme::Nqn& host,
+                                     const std::optional<std::vector<Nsid>>& namespaces) {
+  const auto fail_with = [&](std::string_view what) {
+    return failure(ErrorKind::not_found,
+                   fmt::format("showing namespaces of {} to {}: {}", nqn.text(), host.text(), what));
+  };
+  const Subsystem* const subsystem = impl_->find(nqn);
+  if (subsystem == nullptr) return fail_with("there is no such subsystem");
+  bool found = false;
+  for (const auto& each : subsystem->hosts()) {
+    if (each->allowed.nqn != host) continue;
+    found = true;
+    const auto changed = each->mask.show(namespaces);
+    for (const auto& reactor : impl_->core.reactors)
+      reactor->post([reactor = reactor.get(), subsystem, each = each.get(), changed] {
+        reactor->note_shown(*subsystem, *each, changed);
+      });
+  }
+  if (!found) return fail_with("that host is not on its list");
+  return {};
 }
 
 Result<std::string> Target::listen(transport::Fabric& fabric, const Uri& address) {

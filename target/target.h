@@ -25,6 +25,7 @@
 #include "common/result.h"
 #include "common/units.h"
 #include "common/uri.h"
+#include "target/hosts.h"
 #include "target/store/store.h"
 #include "transport/fabric.h"
 #include "transport/reactor/reactor.h"
@@ -64,9 +65,10 @@ struct TargetOptions {
 /// Who may connect to a subsystem, and what it calls itself.
 struct SubsystemOptions {
   bool allow_any_host = false;
-  std::vector<nvme::Nqn> allowed_hosts = {};  ///< host NQNs
-  std::string serial = {};                    ///< at most 20 ASCII characters; empty: 16 random hexadecimal digits
-  std::string model = "rbt";                  ///< at most 40 ASCII characters
+  std::vector<AllowedHost> allowed_hosts =
+      {};                     ///< also with allow_any_host: what these see, and who else is none of them
+  std::string serial = {};    ///< at most 20 ASCII characters; empty: 16 random hexadecimal digits
+  std::string model = "rbt";  ///< at most 40 ASCII characters
 };
 
 struct NamespaceOptions {
@@ -158,6 +160,10 @@ class Target {
   /// StoreObserver have this done by themselves. A namespace that has shrunk answers commands behind its new end with LBA
   /// Out of Range. Errors: `not_found`, `unsupported` (another block size: nothing was changed).
   [[nodiscard]] Result<void> refresh_namespace(const nvme::Nqn& subsystem, Nsid nsid);
+  /// Thread-safe, one caller at a time. What `host` sees of the subsystem's namespaces from now on (AllowedHost): it is told of
+  /// those that come and go by it. Commands in flight are carried out. Errors: `not_found` (subsystem, host not on its list).
+  [[nodiscard]] Result<void> show_namespaces(const nvme::Nqn& subsystem, const nvme::Nqn& host,
+                                             const std::optional<std::vector<Nsid>>& namespaces);
   /// Before start(). From now on the fabric queues connection requests; they are answered after start(). Returns the
   /// address with the port that was chosen. Every subsystem is reachable through every listener; the discovery log
   /// names a listener to those who come through the same kind of fabric. Errors: those of PollGroup::listen().

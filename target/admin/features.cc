@@ -115,8 +115,8 @@ std::vector<ServedNamespace*> namespaces_meant(const Command& command, Nsid nsid
     if (ServedNamespace* const one = command.namespaces().find(nsid)) meant.push_back(one);
     return meant;
   }
-  for (const auto& each : command.namespaces().all())
-    meant.push_back(each.get());
+  for (auto* each = command.namespaces().after(Nsid(0)); each; each = command.namespaces().after(each->nsid()))
+    meant.push_back(each);
   return meant;
 }
 

@@ -156,7 +156,7 @@ nvme_id_ns describe_namespace(const ServedNamespace& ns) {
 Step list_namespaces(Command& command, const IdentifyCommand& wanted) {
   std::array<std::uint32_t, nvme::kIdentifyBytes / 4> list{};
   std::size_t used = 0;
-  const NamespaceTable& namespaces = command.namespaces();
+  const NamespaceView& namespaces = command.namespaces();
   for (const ServedNamespace* ns = namespaces.after(wanted.nsid); ns != nullptr && used < list.size();
        ns = namespaces.after(ns->nsid()))
     list[used++] = to_le(ns->nsid().value());
@@ -219,7 +219,7 @@ Step identify(Command& command) {
   const ServedNamespace* const ns = command.namespaces().find(wanted.nsid);
   switch (wanted.cns) {
     case NVME_IDENTIFY_CNS_CTRL: return identify_controller(command);
-    // Whatever is allocated here is active: every controller of a subsystem has all of its namespaces.
+    // Whatever is allocated here is active: what a host does not see (hosts.h) does not exist for it.
     case NVME_IDENTIFY_CNS_ALLOCATED_NS:
     case NVME_IDENTIFY_CNS_NS:
       return ns != nullptr ? answer(command, describe_namespace(*ns)) : answer(command, Nothing{});

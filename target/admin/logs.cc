@@ -74,8 +74,10 @@ Step smart_log(Command& command, const GetLogPage& wanted) {
   const ServedNamespace* const one = command.namespaces().find(wanted.nsid);
   if (one == nullptr && !of_controller(wanted))  // it has gone since the command came
     return command.finish(Status::permanent(StatusCode::invalid_namespace));
-  for (const auto& ns : command.namespaces().all())
-    if (one == nullptr || ns.get() == one) totals += ns->shared().totals();
+  if (one != nullptr) totals += one->shared().totals();
+  if (one == nullptr)
+    for (const auto* ns = command.namespaces().after(Nsid(0)); ns; ns = command.namespaces().after(ns->nsid()))
+      totals += ns->shared().totals();
   nvme_smart_log log{};
   log.avail_spare = 100;
   set_counter(log.data_units_read, data_units(totals.bytes_read));
@@ -119,7 +121,7 @@ Step access_log(Command& command, const GetLogPage& wanted) {
   const Port& port = command.connection().port();
   nvme::AccessLog log{.changes = port.changes(), .group = kAccessGroup, .state = port.access()};
   if ((wanted.lsp & nvme::kAccessLogGroupsOnly) == 0)
-    for (const auto& ns : command.namespaces().all())
+    for (const auto* ns = command.namespaces().after(Nsid(0)); ns; ns = command.namespaces().after(ns->nsid()))
       log.namespaces.push_back(ns->nsid());
   if (wanted.retain == nvme::RetainEvent::no) command.controller().access_notice().clear();
   return answer(command, wanted, nvme::encode_access_log(log));
@@ -137,7 +139,7 @@ Step reservation_log(Command& command, const GetLogPage& wanted) {
 
 // A host reads it piece by piece and may well ask for what lies behind the end: that is zeroes, not an error.
 Step discovery_log(Command& command, const GetLogPage& wanted) {
-  const auto log = build_discovery_log(command.connection(), command.controller().identity().host_nqn);
+  const auto log = build_discovery_log(command.connection(), command.controller().identity());
   static_cast<void>(nvme::copy_log_page(log, wanted.offset, command.buffer()));
   return command.finish(Status());
 }

@@ -31,7 +31,7 @@ tl::expected<const Subsystem*, ConnectFailure> check_request(const Connection& c
     return tl::unexpected(invalid_connect_field(offsetof(nvme::ConnectCommand, sqsize)));
   const Subsystem* const subsystem = core.find(request.subsystem_nqn);
   if (subsystem == nullptr) return tl::unexpected(invalid_connect_data(offsetof(nvmf_connect_data, subsysnqn)));
-  if (!subsystem->allows(request.host_nqn))
+  if (!subsystem->allows(request.host_nqn, request.host_id))
     return tl::unexpected(ConnectFailure{Status::permanent(StatusCode::connect_invalid_host),
                                          invalid_connect_data(offsetof(nvmf_connect_data, hostnqn)).dw0});
   // A host identifier of zero is accepted, as Linux does: such a host is nobody to reservations, and that is for them to

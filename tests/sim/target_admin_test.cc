@@ -169,7 +169,7 @@ TEST_CASE("The discovery log names every subsystem that the host may connect to,
 }
 
 TEST_CASE("The discovery log says nothing of subsystems that are not for this host") {
-  TargetRig rig({.allow_any_host = false, .allowed_hosts = {nqn("nqn.2024-01.example:friend")}});
+  TargetRig rig({.allow_any_host = false, .allowed_hosts = {{.nqn = nqn("nqn.2024-01.example:friend")}}});
   const auto association = rig.associate(std::string(nvme::kDiscoveryNqn));
   const auto header = rig.read_structure<std::array<std::byte, 1024>>(
       *association.admin, AdminRig::log_entry(NVME_LOG_LID_DISCOVER, 1024, 0, 0));

@@ -164,7 +164,7 @@ TEST_CASE("An admin Connect that is wrong is refused, and says where") {
 }
 
 TEST_CASE("A host that is not on the list is refused with Invalid Host") {
-  TargetRig rig({.allow_any_host = false, .allowed_hosts = {nqn(kHost)}});
+  TargetRig rig({.allow_any_host = false, .allowed_hosts = {{.nqn = nqn(kHost)}}});
   RawQueue& queue = rig.queue_up(Qid(0));
   auto request = rig.connect_request(Qid(0), nvme::kCntlidDynamic);
   request.host_nqn = nqn("nqn.2024-01.example:stranger");

@@ -42,7 +42,7 @@ struct RigOptions {
   std::string store = "ram:size=16MiB";
   Gate* gate = nullptr;  ///< not null: the store waits behind it
   bool allow_any_host = true;
-  std::vector<nvme::Nqn> allowed_hosts = {};
+  std::vector<target::AllowedHost> allowed_hosts = {};
   /// What else is configured before the target starts.
   std::function<void(target::Target&)> configure = {};
 };

@@ -17,6 +17,8 @@ namespace rbt::tools {
 
 namespace {
 
+constexpr std::uint32_t kNsidMax = 4096;
+
 Result<Uri> parse_listen(const std::string& text) {
   auto uri = Uri::parse(text);
   if (!uri) return failure(std::move(uri.error()));
@@ -62,6 +64,23 @@ class Keys {
       if (!element.is_string()) return complain(element, fmt::format("{}{} must hold strings", key, where_));
       use(element, key, read(**element.as_string()));
     }
+  }
+
+  /// An array of whole numbers.
+  template <typename Read>
+  void numbers(std::string_view key, std::int64_t low, std::int64_t high, Read read) {
+    const toml::node* const node = table_.get(key);
+    if (node == nullptr) return;
+    const toml::array* const array = node->as_array();
+    if (array == nullptr) return complain(*node, fmt::format("{}{} must be an array of whole numbers", key, where_));
+    std::vector<std::int64_t> values;
+    for (const auto& element : *array) {
+      const auto value = element.value_exact<std::int64_t>();
+      if (!value || *value < low || *value > high)
+        return complain(element, fmt::format("{}{} must hold whole numbers from {} to {}", key, where_, low, high));
+      values.push_back(*value);
+    }
+    read(values);
   }
 
   template <typename Number>
@@ -139,13 +158,53 @@ Result<void> read_namespace(const std::string& path, const toml::table& table, S
     return {};
   });
   std::uint32_t nsid = 0;
-  keys.number("nsid", nsid, 1, 4096);
+  keys.number("nsid", nsid, 1, kNsidMax);
   if (nsid != 0) disk.nsid = Nsid(nsid);
   if (auto fine = keys.finish(); !fine) return fine;
   if (disk.store.empty())
     return failure(ErrorKind::invalid_argument,
                    fmt::format("{}:{}: a namespace needs a store", path, table.source().begin.line));
   subsystem.namespaces.push_back(std::move(disk));
+  return {};
+}
+
+Result<nvme::HostId> parse_host_id(const std::string& text) {
+  const auto uuid = nvme::Uuid::parse(text);
+  if (!uuid) return failure(Error(uuid.error()));
+  return nvme::HostId(*uuid);
+}
+
+// "1,2,7", or "none".
+Result<std::vector<Nsid>> parse_namespaces(const std::string& text) {
+  std::vector<Nsid> namespaces;
+  if (text == "none") return namespaces;
+  for (std::size_t at = 0; at <= text.size();) {
+    const std::size_t end = std::min(text.find(',', at), text.size());
+    auto nsid = parse_number("--host-namespaces", text.substr(at, end - at), 1, kNsidMax);
+    if (!nsid) return failure(std::move(nsid.error()));
+    namespaces.push_back(Nsid(*nsid));
+    at = end + 1;
+  }
+  return namespaces;
+}
+
+Result<void> read_host(const std::string& path, const toml::table& table, SubsystemConfiguration& subsystem) {
+  std::optional<target::AllowedHost> host;
+  Keys keys(path, table, " of a host", {"nqn", "id", "namespaces"});
+  keys.string("nqn", then([](const std::string& text) { return nvme::Nqn::parse(text); },
+                          [&](nvme::Nqn nqn) { host = target::AllowedHost{.nqn = std::move(nqn)}; }));
+  if (auto fine = keys.finish(); !fine) return fine;
+  if (!host)
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("{}:{}: a host needs an nqn (a string)", path, table.source().begin.line));
+  keys.string("id", then(parse_host_id, [&](nvme::HostId id) { host->id = id; }));
+  keys.numbers("namespaces", 1, kNsidMax, [&](const std::vector<std::int64_t>& shown) {
+    host->namespaces.emplace();
+    for (const std::int64_t nsid : shown)
+      host->namespaces->push_back(Nsid(static_cast<std::uint32_t>(nsid)));
+  });
+  if (auto fine = keys.finish(); !fine) return fine;
+  subsystem.allowed_hosts.push_back(std::move(*host));
   return {};
 }
 
@@ -159,10 +218,11 @@ Result<void> read_subsystem(const std::string& path, const toml::table& table, C
     return failure(ErrorKind::invalid_argument, fmt::format("{}:{}: nqn of a subsystem: {}", path,
                                                             table.source().begin.line, name.error().message()));
   SubsystemConfiguration subsystem(std::move(*name));
-  Keys keys(path, table, " of a subsystem", {"nqn", "serial", "model", "allow-host", "store", "namespace"});
+  Keys keys(path, table, " of a subsystem", {"nqn", "serial", "model", "allow-host", "host", "store", "namespace"});
   const auto parse_nqn = [](const std::string& text) { return nvme::Nqn::parse(text); };
   keys.strings("allow-host",
-               then(parse_nqn, [&](nvme::Nqn host) { subsystem.allowed_hosts.push_back(std::move(host)); }));
+               then(parse_nqn, [&](nvme::Nqn host) { subsystem.allowed_hosts.push_back({.nqn = std::move(host)}); }));
+  keys.tables("host", [&](const toml::table& inner) { return read_host(path, inner, subsystem); });
   keys.string("serial", [&](const std::string& text) -> Result<void> {
     subsystem.serial = text;
     return {};
@@ -189,6 +249,32 @@ Result<void> read_limits(const std::string& path, const toml::table& table, targ
   keys.string("buffers", then([](const std::string& text) { return parse_size(text); },
                               [&](Bytes size) { limits.buffers = size; }));
   return keys.finish();
+}
+
+// What is said of one host.
+Result<void> add_host_option(SubsystemConfiguration& subsystem, const OrderedOption& option) {
+  if (option.name == "allow-host") {
+    auto nqn = nvme::Nqn::parse(option.value);
+    if (!nqn) return failure(std::move(nqn.error()).within("--allow-host"));
+    subsystem.allowed_hosts.push_back({.nqn = std::move(*nqn)});
+    return {};
+  }
+  if (subsystem.allowed_hosts.empty())
+    return failure(ErrorKind::invalid_argument,
+                   fmt::format("--{} {}: it belongs to the --allow-host before it, and subsystem {} has none",
+                               option.name, printable(option.value), subsystem.nqn.text()));
+  target::AllowedHost& host = subsystem.allowed_hosts.back();
+  if (option.name == "host-id") {
+    auto id = parse_host_id(option.value);
+    if (!id) return failure(std::move(id.error()).within("--host-id"));
+    host.id = *id;
+  }
+  if (option.name == "host-namespaces") {
+    auto namespaces = parse_namespaces(option.value);
+    if (!namespaces) return failure(std::move(namespaces.error()));
+    host.namespaces = std::move(*namespaces);
+  }
+  return {};
 }
 
 }  // namespace
@@ -227,11 +313,8 @@ Result<void> add_options(Configuration& configuration, const std::vector<Ordered
     }
     if (option.name == "serial") (*subsystem)->serial = option.value;
     if (option.name == "model") (*subsystem)->model = option.value;
-    if (option.name == "allow-host") {
-      auto nqn = nvme::Nqn::parse(option.value);
-      if (!nqn) return failure(std::move(nqn.error()).within("--allow-host"));
-      (*subsystem)->allowed_hosts.push_back(*nqn);
-    }
+    if (option.name == "allow-host" || option.name.starts_with("host-"))
+      if (auto added = add_host_option(**subsystem, option); !added) return added;
   }
   return {};
 }

@@ -23,7 +23,7 @@ struct NamespaceConfiguration {
 struct SubsystemConfiguration {
   explicit SubsystemConfiguration(nvme::Nqn name) : nqn(std::move(name)) {}
   nvme::Nqn nqn;
-  std::vector<nvme::Nqn> allowed_hosts;  ///< none: any host
+  std::vector<target::AllowedHost> allowed_hosts;  ///< none: any host
   std::string serial;
   std::string model = "rbt";
   std::vector<NamespaceConfiguration> namespaces;
@@ -38,9 +38,9 @@ struct Configuration {
 };
 
 /// One word of the command line that builds up the configuration: order matters, as each --store and --allow-host is of the
-/// --subsystem before it.
+/// --subsystem before it, and each --host-... of the --allow-host before it.
 struct OrderedOption {
-  std::string name;  ///< "listen", "subsystem", "store", "reservations", "allow-host", "serial", "model"
+  std::string name;  ///< "listen", "subsystem", "store", "reservations", "allow-host", "host-...", "serial", "model"
   std::string value;
 };
 

@@ -60,6 +60,8 @@ po::options_description described() {
       "reservations", many("FILE"),
       "keeps the reservations of the last store through a power loss, if hosts ask for it")(
       "allow-host", many("NQN"), "a host that may connect; may be repeated; none: any host")(
+      "host-id", many("UUID"), "the last allowed host's identifier, and no other")(
+      "host-namespaces", many("NSID[,NSID...]"), "the namespaces that it sees (none: not one); default: all")(
       "serial", many("TEXT"), "its serial number (default: random)")("model", many("TEXT"), "its model (default: rbt)")(
       "reactors", po::value<std::string>()->value_name("N"), "threads that serve, 1 to 256 (default: 1)")(
       "config", po::value<std::string>()->value_name("FILE"),
@@ -76,6 +78,9 @@ po::options_description described() {
   return options;
 }
 
+constexpr std::string_view kOrdered[] = {"listen",  "subsystem",       "store",  "reservations", "allow-host",
+                                         "host-id", "host-namespaces", "serial", "model"};
+
 // The words of the command line in their order, which po::variables_map forgets.
 Result<std::vector<OrderedOption>> ordered(const std::vector<std::string>& words,
                                            const po::options_description& options) {
@@ -84,8 +89,8 @@ Result<std::vector<OrderedOption>> ordered(const std::vector<std::string>& words
     const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
     for (const auto& option : po::command_line_parser(words).options(options).style(style).run().options)
       for (const auto& value : option.value)
-        for (const auto* name : {"listen", "subsystem", "store", "reservations", "allow-host", "serial", "model"})
-          if (option.string_key == name) result.push_back({name, value});
+        for (const auto name : kOrdered)
+          if (option.string_key == name) result.push_back({std::string(name), value});
     return result;
   } catch (const po::error& error) {
     return failure(ErrorKind::invalid_argument, error.what());

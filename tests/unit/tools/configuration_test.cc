@@ -52,6 +52,10 @@ store = ["ram:size=1GiB", "null:size=1TiB"]
 nsid = 9
 store = "file:/x"
 reservations = "/var/lib/x"
+[[subsystem.host]]
+nqn = "nqn.2026-01.io.example:other"
+id = "01020304-0506-0708-090a-0b0c0d0e0f10"
+namespaces = [1, 9]
 [[subsystem]]
 nqn = "nqn.2026-01.io.example:b"
 store = "ram:size=2GiB"
@@ -65,7 +69,10 @@ store = "ram:size=2GiB"
   CHECK(read->limits.queue_depth_max == 64);
   CHECK(read->limits.buffers == Bytes(8 * kMiB));
   REQUIRE(read->subsystems.size() == 2);
-  CHECK(read->subsystems[0].allowed_hosts.size() == 1);
+  REQUIRE(read->subsystems[0].allowed_hosts.size() == 2);
+  CHECK_FALSE(read->subsystems[0].allowed_hosts[0].namespaces.has_value());
+  CHECK(read->subsystems[0].allowed_hosts[1].id->bytes()[15] == 0x10);
+  CHECK(read->subsystems[0].allowed_hosts[1].namespaces == std::vector{Nsid(1), Nsid(9)});
   REQUIRE(read->subsystems[0].namespaces.size() == 3);
   CHECK(read->subsystems[0].namespaces[2].nsid == Nsid(9));
   CHECK(read->subsystems[0].namespaces[2].reservations == "/var/lib/x");
@@ -75,13 +82,20 @@ store = "ram:size=2GiB"
   REQUIRE(add_options(typed, {{"listen", "nvme+rdma://10.0.0.1"},
                               {"subsystem", "nqn.2026-01.io.example:a"},
                               {"allow-host", "nqn.2026-01.io.example:host"},
+                              {"allow-host", "nqn.2026-01.io.example:other"},
+                              {"host-id", "01020304-0506-0708-090a-0b0c0d0e0f10"},
+                              {"host-namespaces", "1,9"},
                               {"store", "ram:size=1GiB"},
                               {"subsystem", "nqn.2026-01.io.example:b"},
                               {"store", "ram:size=2GiB"},
                               {"reservations", "/var/lib/y"}}));
   REQUIRE(typed.subsystems.size() == 2);
   CHECK(typed.subsystems[1].namespaces[0].reservations == "/var/lib/y");
-  CHECK(typed.subsystems[0].allowed_hosts == read->subsystems[0].allowed_hosts);
+  REQUIRE(typed.subsystems[0].allowed_hosts.size() == 2);
+  for (std::size_t i = 0; i < 2; ++i) {
+    const auto &one = typed.subsystems[0].allowed_hosts[i], &other = read->subsystems[0].allowed_hosts[i];
+    CHECK((one.nqn == other.nqn && one.id == other.id && one.namespaces == other.namespaces));
+  }
   CHECK(typed.subsystems[1].namespaces[0].store == "ram:size=2GiB");
 }
 
@@ -94,6 +108,11 @@ TEST_CASE("What a configuration file gets wrong is named with its line") {
   CHECK_THAT(complaint("[[subsystem]]\nnqn = 'disk'\n"), Catch::Contains(":1: nqn of a subsystem"));
   CHECK_THAT(complaint("listen = 'nvme+rdma://h/nqn.2026-01.x:y/1'\n"), Catch::Contains("address to listen on"));
   CHECK_THAT(complaint("limits = 3\n"), Catch::Contains("[limits]"));
+  const std::string host = "[[subsystem]]\nnqn = 'nqn.2026-01.io.example:a'\n[[subsystem.host]]\n";
+  CHECK_THAT(complaint(host), Catch::Contains(":3: a host needs an nqn"));
+  CHECK_THAT(complaint(host + "nqn = 'nqn.2026-01.io.example:h'\nnamespaces = [0]\n"),
+             Catch::Contains(":5: namespaces of a host must hold whole numbers from 1 to 4096"));
+  CHECK_THAT(complaint(host + "nqn = 'nqn.2026-01.io.example:h'\nid = 'x'\n"), Catch::Contains(":5: id of a host"));
   CHECK_THAT(complaint(""), Catch::Contains("nowhere to listen"));
   CHECK_THAT(complaint("listen = 'nvme+shm://'\n"), Catch::Contains("nothing to serve"));
   CHECK_THAT(complaint("listen = 'nvme+shm://'\n[[subsystem]]\nnqn = 'nqn.2026-01.io.example:a'\n"),
@@ -111,4 +130,7 @@ TEST_CASE("An option that belongs to a subsystem needs one before it") {
   REQUIRE_FALSE(added);
   CHECK_THAT(added.error().message(),
              Catch::Contains("--store ram:size=1GiB") && Catch::Contains("--subsystem before it"));
+  added = add_options(configuration, {{"subsystem", "nqn.2026-01.io.example:a"}, {"host-namespaces", "1"}});
+  REQUIRE_FALSE(added);
+  CHECK_THAT(added.error().message(), Catch::Contains("--allow-host before it"));
 }
