@@ -12,8 +12,8 @@
 namespace rbt {
 namespace {
 
-constexpr std::array<std::string_view, 7> kKeys{"depth",      "group",  "hostid", "hostnqn",
-                                                "keep-alive", "queues", "socket"};
+constexpr std::array<std::string_view, 9> kKeys{"ctrl-secret-file", "depth",  "group",       "hostid", "hostnqn",
+                                                "keep-alive",       "queues", "secret-file", "socket"};
 constexpr std::array<std::string_view, 2> kShmKeys{"group", "socket"};
 constexpr std::size_t kHostNameMax = 253;  // RFC 1123
 

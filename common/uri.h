@@ -33,7 +33,7 @@ struct Uri {
   std::uint16_t port = kNvmeRdmaPort;  ///< 1 to 65535; 0 for shm
   std::optional<nvme::Nqn> nqn;        ///< a subsystem's, perhaps not beginning with "nqn."; none: discovery
   std::optional<Nsid> nsid;
-  /// Decoded, not empty. Keys: hostnqn, hostid, queues, depth, keep-alive; for shm socket and group. What values mean is for
+  /// Decoded, not empty. Keys: hostnqn, hostid, secret-file, ctrl-secret-file, queues, depth, keep-alive; for shm socket and group. What values mean is for
   /// their reader.
   std::map<std::string, std::string, std::less<>> options;
 

@@ -39,7 +39,8 @@ Result<void> Volume::Implementation::connect() {
   if (!connected) return rbt::failure(std::move(connected.error()));
   connecting_took_ = now() - began;
   session_ = std::move(*connected);
-  options_.session.host = {.id = session_->host_id(), .nqn = session_->host_nqn()};
+  options_.session.host.id = session_->host_id();
+  options_.session.host.nqn = session_->host_nqn();
   if (auto same = check_host(); !same) return same;
   const auto found = find_disk(uri);
   if (!found) return rbt::failure(Error(found.error()));

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "initiator/authentication.h"
 #include "initiator/namespace_list.h"
 
 namespace rbt::initiator {
@@ -41,11 +42,30 @@ Error connect_error(const nvme::CompletionQueueEntry& answer, const Association&
   if (code == StatusCode::connect_incompatible_format)
     return refused(ErrorKind::protocol, "the target does not know record format 0");
   if (code == StatusCode::authentication_required)
-    return refused(ErrorKind::unsupported, "the target demands in-band authentication, which is not supported");
+    return refused(ErrorKind::unsupported, "the target demands authentication in another way than by DH-HMAC-CHAP");
   return status_error("Connect", answer.status());
 }
 
+// The URI's, else the options'.
+Result<void> read_secret(const Uri& uri, std::string_view key, const auth::SharedSecret& option,
+                         auth::SharedSecret& out) {
+  out = option;
+  const auto source = uri.option(key);
+  if (!source) return {};
+  auto secret = auth::Secret::load(std::string(*source));
+  if (!secret) return failure(std::move(secret.error()));
+  out = std::move(*secret);
+  return {};
+}
+
 }  // namespace
+
+Result<void> authenticate_queue(Queue& queue, const Association& association, Instant deadline) {
+  return authenticate({association.host_nqn, association.subsystem, association.secret, association.controller_secret},
+                      [&](const nvme::SubmissionQueueEntry& entry, std::span<std::byte> data) {
+                        return call(queue, entry, data, deadline);
+                      });
+}
 
 Result<Association> make_association(const Uri& uri, nvme::Nqn subsystem, const HostOptions& host, Random& random) {
   std::optional<nvme::HostId> id = host.id;
@@ -64,7 +84,16 @@ Result<Association> make_association(const Uri& uri, nvme::Nqn subsystem, const 
     return failure(ErrorKind::invalid_argument, "the host identifier is all zero; any other UUID will do");
   if (!id) id = nvme::HostId(nvme::Uuid::generate(random));
   if (!nqn) nqn = nvme::Nqn::from_uuid(nvme::Uuid(id->bytes()));
-  return Association{.uri = uri, .subsystem = std::move(subsystem), .host_nqn = std::move(*nqn), .host_id = *id};
+  Association association{.uri = uri, .subsystem = std::move(subsystem), .host_nqn = std::move(*nqn), .host_id = *id};
+  if (auto read = read_secret(uri, "secret-file", host.secret, association.secret); !read)
+    return failure(std::move(read.error()));
+  if (auto read = read_secret(uri, "ctrl-secret-file", host.controller_secret, association.controller_secret); !read)
+    return failure(std::move(read.error()));
+  if (association.controller_secret != nullptr && association.secret == nullptr)
+    return failure(
+        ErrorKind::invalid_argument,
+        "a controller secret is given, and no secret of the host's: a subsystem proves itself only to who does");
+  return association;
 }
 
 Result<nvme::ConnectResponse> connect_queue(Queue& queue, const Association& association, Duration keep_alive,
@@ -81,7 +110,15 @@ Result<nvme::ConnectResponse> connect_queue(Queue& queue, const Association& ass
   if (!answer) return failure(std::move(answer.error()));
   if (!answer->status().ok()) return failure(connect_error(*answer, association));
   queue.set_created();
-  return nvme::parse_connect_response(answer->dw0());
+  const auto response = nvme::parse_connect_response(answer->dw0());
+  if (response.secure_channel_required)
+    return failure(ErrorKind::unsupported,
+                   "the target demands a secure channel after authentication (ASCR), which RDMA does not have");
+  // Who wants to know whom it talks to asks for it, whether the target does or not.
+  if (response.authentication_required || association.controller_secret != nullptr)
+    if (auto proved = authenticate_queue(queue, association, deadline); !proved)
+      return failure(std::move(proved.error()));
+  return response;
 }
 
 Controller::Controller(transport::Fabric& fabric, transport::Reactor& reactor, const Association& association,
@@ -104,9 +141,6 @@ Result<std::unique_ptr<Controller>> Controller::connect(transport::Fabric& fabri
 
   auto response = connect_queue(self->admin_, self->association_, options.keep_alive, deadline);
   if (!response) return failure(std::move(response.error()).within(where));
-  if (response->authentication_required || response->secure_channel_required)
-    return failure(ErrorKind::unsupported,
-                   where + ": the target demands in-band authentication, which is not supported");
   if (response->cntlid > nvme::kCntlidMax)
     return failure(ErrorKind::protocol, fmt::format("{}: Connect answered controller id {:#06x}; ffefh is the largest",
                                                     where, response->cntlid.value()));

@@ -22,13 +22,19 @@ struct Association {
   nvme::Nqn subsystem;
   nvme::Nqn host_nqn;
   nvme::HostId host_id;
+  auth::SharedSecret secret{};
+  auth::SharedSecret controller_secret{};
   Cntlid cntlid = nvme::kCntlidDynamic;  ///< until Connect has answered
 };
 /// Host NQN and identifier: the URI's, else the options', else a random identifier. Error: invalid_argument.
 [[nodiscard]] Result<Association> make_association(const Uri& uri, nvme::Nqn subsystem, const HostOptions& host,
                                                    Random& random);
 
-/// Sends Connect (Base 2.0, 6.3) on an open queue, admin or I/O. Errors say what the target objects to.
+/// Authenticates on a queue that is connected, for the first time or again.
+[[nodiscard]] Result<void> authenticate_queue(Queue& queue, const Association& association, Instant deadline);
+
+/// Sends Connect (Base 2.0, 6.3) on an open queue, admin or I/O, and authenticates if the target or we want that. Errors say what
+/// the target objects to.
 [[nodiscard]] Result<nvme::ConnectResponse> connect_queue(Queue& queue, const Association& association,
                                                           Duration keep_alive, Instant deadline);
 

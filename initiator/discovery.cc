@@ -97,6 +97,7 @@ Result<DiscoveryLog> read_stable_log(Controller& controller, Instant deadline) {
 Result<DiscoveryLog> discover(const Environment& environment, const Uri& uri, const DiscoverOptions& options) {
   auto association = make_association(uri, uri.nqn.value_or(nvme::Nqn::discovery()), options.host, environment.random);
   if (!association) return failure(std::move(association.error()));
+  association->controller_secret.reset();  // a discovery controller has none to prove itself by
   std::unique_ptr<transport::Reactor> own;
   if (options.management == nullptr) {
     auto created = transport::Reactor::create(environment.clock, environment.logger);

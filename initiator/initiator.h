@@ -16,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#include "common/auth/secret.h"
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/nvme/admin_command.h"
@@ -47,8 +48,10 @@ struct Environment {
 
 /// Who we are: Connect (Base 2.0, 6.3). The URI's hostnqn= and hostid= go before these.
 struct HostOptions {
-  std::optional<nvme::HostId> id{};  ///< none: a random one
-  std::optional<nvme::Nqn> nqn{};    ///< none: made from the id, "nqn.2014-08.org.nvmexpress:uuid:…"
+  std::optional<nvme::HostId> id{};        ///< none: a random one
+  std::optional<nvme::Nqn> nqn{};          ///< none: made from the id, "nqn.2014-08.org.nvmexpress:uuid:…"
+  auth::SharedSecret secret{};             ///< what we prove it by (DH-HMAC-CHAP), if asked to. URI: secret-file=
+  auth::SharedSecret controller_secret{};  ///< what the subsystem has to prove itself by. URI: ctrl-secret-file=
 };
 
 /// One record of the discovery log page (Base 2.0, 5.16.1.23). Printable ASCII only.
@@ -172,6 +175,10 @@ class Session {
   /// memfd's. Errors: unsupported (leave it unregistered then: it will be copied), resource, in_use (overlaps
   /// another one, or the same pages are being used).
   [[nodiscard]] Result<std::unique_ptr<RegisteredBuffer>> register_buffer(const transport::MemorySpan& memory);
+
+  /// Authenticates the admin queue again, or `queue`, on its reactor's thread, as who connected; what is in flight goes on. Blocks as
+  /// admin(). Errors: `permission` (the target then ends the association), `unsupported`.
+  [[nodiscard]] Result<void> authenticate(QueuePair* queue = nullptr);
 
   /// Any admin command: `command` without cid and data pointer; `data` (at most 128 KiB) goes to or comes
   /// from the controller as the opcode says. Blocks for command_timeout at most. A status other than success

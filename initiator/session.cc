@@ -7,6 +7,7 @@
 #include <condition_variable>
 
 #include "common/check.h"
+#include "initiator/authentication.h"
 #include "initiator/command.h"
 #include "initiator/namespace_list.h"
 
@@ -354,6 +355,21 @@ Result<nvme::CompletionQueueEntry> Session::Implementation::admin(const nvme::Su
   return std::move(*waiting.result);
 }
 
+Result<void> Session::Implementation::authenticate() {
+  const Association& who = association();
+  auto done = initiator::authenticate(
+      {who.host_nqn, who.subsystem, who.secret, who.controller_secret},
+      [this](const nvme::SubmissionQueueEntry& entry, std::span<std::byte> data) { return admin(entry, data); });
+  if (!done) return rbt::failure(std::move(done.error()).within(controller_->admin().label()));
+  return done;
+}
+
+Result<void> Session::Implementation::authenticate(Queue& queue) {
+  auto done = authenticate_queue(queue, association(), clock_.now() + options_.command_timeout);
+  if (!done) return rbt::failure(std::move(done.error()).within(queue.label()));
+  return done;
+}
+
 Result<std::vector<Namespace>> Session::Implementation::rescan() {
   auto namespaces = list_namespaces(
       [this](const nvme::SubmissionQueueEntry& command, std::span<std::byte> data) { return admin(command, data); },
@@ -426,6 +442,11 @@ Duration Session::keep_alive() const noexcept {
 }
 std::uint32_t Session::io_queues() const noexcept {
   return implementation_->io_queues();
+}
+
+Result<void> Session::authenticate(QueuePair* queue) {
+  return queue != nullptr ? implementation_->authenticate(queue->implementation_->queue())
+                          : implementation_->authenticate();
 }
 
 Result<std::vector<Namespace>> Session::rescan() {

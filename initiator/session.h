@@ -31,6 +31,8 @@ class Session::Implementation final : QueueOwner {
   [[nodiscard]] Result<nvme::CompletionQueueEntry> admin(const nvme::SubmissionQueueEntry& command,
                                                          std::span<std::byte> data);
 
+  [[nodiscard]] Result<void> authenticate();
+  [[nodiscard]] Result<void> authenticate(Queue& queue);
   [[nodiscard]] Result<std::vector<Namespace>> rescan();
   [[nodiscard]] Result<std::optional<Namespace>> look_at(Nsid nsid);
 

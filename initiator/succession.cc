@@ -45,7 +45,8 @@ Result<void> check_predecessor(const Succession& predecessor) {
 
 // The record was checked.
 void Volume::Implementation::succeed(const Succession& predecessor) {
-  options_.session.host = {.id = predecessor.host_id, .nqn = nvme::Nqn::parse(predecessor.host_nqn).value()};
+  options_.session.host.id = predecessor.host_id;
+  options_.session.host.nqn = nvme::Nqn::parse(predecessor.host_nqn).value();
   const auto path =
       std::find_if(uris_.begin(), uris_.end(),
                    [was = Uri::parse(predecessor.uri).value()](const Uri& uri) { return same_address(uri, was); });

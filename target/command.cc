@@ -86,6 +86,9 @@ nvme::Expected<Plan> Command::decode() {
   }
   if (controller == nullptr && (operation_ == nullptr || !operation_->admission.before_connect))
     return refuse(StatusCode::command_sequence_error);
+  // Nothing is learned before that, not even what there is.
+  if (!connection_->authenticated() && (operation_ == nullptr || !operation_->admission.before_authentication))
+    return refuse(StatusCode::authentication_required);
   if (operation_ == nullptr) return refuse(StatusCode::invalid_opcode);
   if (sqe_.fuse() != nvme::Fuse::none && sqe_.fuse() != operation_->fuse)
     return blame(1), refuse(StatusCode::invalid_field);

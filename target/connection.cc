@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "target/authentication.h"
 #include "target/core.h"
 #include "target/reactor_context.h"
 
@@ -18,6 +19,8 @@ namespace {
 constexpr std::uint32_t kSlotsPerEntry = 2;
 // Longer than any loss of packets delays the second half of a fused pair, shorter than hosts wait for answers.
 constexpr Duration kSecondLate = std::chrono::seconds(5);
+// For a host that has failed to authenticate itself to hear of it and to leave by itself.
+constexpr Duration kFailedStays = std::chrono::seconds(1);
 constexpr std::size_t kResponseBytes = sizeof(nvme::CompletionQueueEntry);
 constexpr std::size_t kCidWords = 65536 / 64;
 
@@ -83,13 +86,7 @@ Connection::Connection(ReactorContext& reactor, FabricGroup& fabric, const Port&
       commands_(std::make_unique<Command[]>(command_count_)),
       cids_(kCidWords),
       waiting_(wanted.host_sends),
-      half_open_(
-          reactor.reactor().timers(),
-          [this] {
-            fail(fmt::format(
-                "no Connect within {} ms of the connection request",
-                std::chrono::duration_cast<std::chrono::milliseconds>(reactor_.core().limits.half_open).count()));
-          }),
+      half_open_(reactor.reactor().timers(), [this] { on_late(); }),
       second_late_(reactor.reactor().timers(), [this] {
         if (Command* const first = take_first().command) first->complete_first(nvme::StatusCode::fused_missing);
       }) {
@@ -314,6 +311,44 @@ void Connection::join(Controller& controller, const QueueTerms& terms) {
   terms_ = terms;
   state_ = ConnectionState::live;
   half_open_.cancel();
+  const Host* const host = controller.host();
+  if (host == nullptr || host->allowed.authentication.secret == nullptr) return;
+  authentication_ = std::make_unique<Authentication>(host->allowed.authentication, controller.identity().host_nqn,
+                                                     controller.subsystem().nqn());
+  authenticated_ = false;
+  half_open_.arm(reactor_.reactor().now() + reactor_.core().limits.half_open);
+}
+
+void Connection::note_authentication() {
+  const bool before = std::exchange(authenticated_, authentication_->authenticated());
+  switch (authentication_->state()) {
+    case AuthState::failed:
+      reactor_.warn(LogCause::connect_failed, "{}: authentication failed: {}; closing the connection", who(),
+                    authentication_->why());
+      half_open_.arm(reactor_.reactor().now() + kFailedStays);
+      return;
+    case AuthState::idle:
+      half_open_.cancel();
+      if (!before && terms_.qid == Qid(0))
+        reactor_.core().logger.info("{}: authenticated ({})", who(), authentication_->terms());
+      return;
+    case AuthState::making_key:
+    case AuthState::challenge_due:
+    case AuthState::reply_due:
+    case AuthState::deriving:
+    case AuthState::success1_due:
+    case AuthState::success2_due:
+    case AuthState::failure1_due:  // also one that begins anew has to come to an end
+      if (!half_open_.armed()) half_open_.arm(reactor_.reactor().now() + reactor_.core().limits.half_open);
+      return;
+  }
+}
+
+void Connection::on_late() {
+  const auto bound = std::chrono::duration_cast<std::chrono::milliseconds>(reactor_.core().limits.half_open).count();
+  if (authentication_ == nullptr) return fail(fmt::format("no Connect within {} ms of the connection request", bound));
+  if (authentication_->state() == AuthState::failed) return close();  // it was said why
+  fail(fmt::format("the host has not authenticated itself within {} ms ({})", bound, name(authentication_->state())));
 }
 
 bool Connection::quiet() const noexcept {

@@ -21,6 +21,7 @@
 
 namespace rbt::target {
 
+class Authentication;
 class FabricGroup;
 class ReactorContext;
 
@@ -97,6 +98,12 @@ class Connection final : public transport::ConnectionHandler {
   [[nodiscard]] std::uint32_t side_buffers_lkey() const noexcept { return side_buffers_lkey_; }
   /// Connect succeeded.
   void join(Controller& controller, const QueueTerms& terms);
+  /// The host is who it says, as far as it has to prove that. True before Connect.
+  [[nodiscard]] bool authenticated() const noexcept { return authenticated_; }
+  /// Null: it need not.
+  [[nodiscard]] Authentication* authentication() const noexcept { return authentication_.get(); }
+  /// It got further, or failed.
+  void note_authentication();
   [[nodiscard]] const QueueTerms& terms() const noexcept { return terms_; }
   /// After join().
   [[nodiscard]] const NamespaceView& namespaces() const noexcept { return namespaces_; }
@@ -147,6 +154,7 @@ class Connection final : public transport::ConnectionHandler {
   void serve_credits();
   void drop_waiting_messages() noexcept;
   void close_controller() noexcept;
+  void on_late();
   void go_if_done();
 
   ReactorContext& reactor_;
@@ -159,6 +167,8 @@ class Connection final : public transport::ConnectionHandler {
   ConnectionState state_ = ConnectionState::accepting;
   Controller* controller_ = nullptr;  // the table's, until detach()
   QueueTerms terms_;
+  bool authenticated_ = true;
+  std::unique_ptr<Authentication> authentication_;
   NamespaceView namespaces_;  // the reactor's, of the controller's subsystem, as its host sees them
   std::uint16_t head_ = 0;
   std::uint32_t buffers_lkey_ = 0;
@@ -182,7 +192,7 @@ class Connection final : public transport::ConnectionHandler {
   Credits send_credits_;
   Credits read_credits_;
   FusedFirst first_;
-  transport::Timer half_open_;
+  transport::Timer half_open_;    // until Connect, and until authentication
   transport::Timer second_late_;  // a first half does not wait for ever
 };
 

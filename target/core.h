@@ -13,6 +13,7 @@
 #include "common/uri.h"
 #include "target/background.h"
 #include "target/controller_table.h"
+#include "target/helper_thread.h"
 #include "target/namespaces.h"
 #include "target/reactor_context.h"
 #include "target/subsystem.h"
@@ -70,6 +71,9 @@ struct Core {
   std::atomic<bool> draining{false};                   // set once; the acceptor refuses from then on
   std::atomic<std::uint64_t> connections_accepted{0};  // relaxed: statistics
   std::atomic<std::uint64_t> connections_refused{0};
+
+  /// For authentication; null: given reactors, or no host has a secret. Its jobs are in the gate, and it goes first.
+  std::unique_ptr<HelperThread> helper;
 
   [[nodiscard]] const Subsystem* find(const nvme::Nqn& nqn) const noexcept {
     for (const auto& subsystem : subsystems)

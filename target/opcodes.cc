@@ -21,6 +21,7 @@ constexpr std::uint32_t kChangesBlocks = NVME_CMD_EFFECTS_CSUPP | NVME_CMD_EFFEC
 constexpr std::uint32_t kAloneInItsNamespace = 1u << 16;  // CSE
 
 constexpr Admission kConnect{.before_connect = true, .while_disabled = true, .on_discovery = true};
+constexpr Admission kAuthentication{.while_disabled = true, .before_authentication = true};
 constexpr Admission kProperty{.while_disabled = true, .on_io_queue = false, .on_discovery = true};
 constexpr Admission kEveryController{.on_discovery = true};
 constexpr Admission kIoController{};
@@ -62,6 +63,10 @@ constexpr std::array kOperations = {
     fabrics(FabricsType::property_set, "Property Set", plan_property, property_set, kProperty),
     fabrics(FabricsType::connect, "Connect", plan_connect, connect, kConnect),
     fabrics(FabricsType::property_get, "Property Get", plan_property, property_get, kProperty),
+    fabrics(FabricsType::authentication_send, "Authentication Send", plan_authentication, authentication_send,
+            kAuthentication),
+    fabrics(FabricsType::authentication_receive, "Authentication Receive", plan_authentication, authentication_receive,
+            kAuthentication),
 
     admin(AdminOpcode::get_log_page, "Get Log Page", plan_get_log_page, get_log_page, kEveryController),
     admin(AdminOpcode::identify, "Identify", plan_identify, identify, kEveryController),

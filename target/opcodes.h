@@ -16,10 +16,11 @@ enum class QueueKind : std::uint8_t { admin, io, fabrics };
 
 /// Where and when a command is allowed.
 struct Admission {
-  bool before_connect = false;  ///< Connect alone
-  bool while_disabled = false;  ///< Property commands, and Connect
-  bool on_io_queue = true;      ///< of fabrics commands
-  bool on_discovery = false;    ///< of admin commands: discovery controllers have it, too (Base 2.0, figure 28)
+  bool before_connect = false;         ///< Connect alone
+  bool while_disabled = false;         ///< Property and authentication commands, and Connect
+  bool on_io_queue = true;             ///< of fabrics commands
+  bool before_authentication = false;  ///< where the host has to prove itself first: nothing else is
+  bool on_discovery = false;           ///< of admin commands: discovery controllers have it, too (Base 2.0, figure 28)
 };
 
 /// What a command is for its namespace's counters, if it succeeds (NVM 1.0, 4.1.4.2: SMART counts Compare and Verify with

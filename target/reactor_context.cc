@@ -6,6 +6,7 @@
 #include "common/check.h"
 #include "target/admin/admin.h"
 #include "target/admin/format.h"
+#include "target/authentication.h"
 #include "target/core.h"
 
 namespace rbt::target {
@@ -156,6 +157,15 @@ void ReactorContext::answer_abort(std::uint64_t id, std::uint32_t slot, std::uin
   if (command.ticket() != ticket || command.state() != CommandState::held) return;
   --command.controller().aborts();
   command.complete_held(nvme::Status(), abort_result(aborted));
+}
+
+void ReactorContext::finish_authentication(std::uint64_t id, std::uint32_t slot, std::uint32_t ticket, DhJob& job) {
+  const auto found = connections_.find(id);
+  if (found == connections_.end() || found->second->ended()) return;
+  found->second->authentication()->finish(job);
+  found->second->note_authentication();
+  Command& command = found->second->commands()[slot];
+  if (command.ticket() == ticket && command.state() == CommandState::held) command.complete_held(nvme::Status(), 0);
 }
 
 void ReactorContext::bury(Connection& connection) {

@@ -25,6 +25,7 @@ namespace rbt::target {
 struct Core;
 class FormatJob;
 struct ReservationNews;
+struct DhJob;
 
 /// What is logged at most once a second per reactor, each counted apart.
 enum class LogCause : std::uint8_t { refused, connect_failed, command_failed, connection_failed, peer_gone, leaving };
@@ -109,6 +110,8 @@ class ReactorContext {
   void begin_format(std::unique_ptr<FormatJob> job);
   /// Called from the job's own functions: it is destroyed soon.
   void end_format(const FormatJob& job);
+  /// A host's Authentication Send that was held for `job` is over, if it is still there.
+  void finish_authentication(std::uint64_t id, std::uint32_t slot, std::uint32_t ticket, DhJob& job);
   // Turns of a namespace (turns.h). `ns` is there: a pair that waits for this holds it.
   void begin_turns(Namespace& ns);
   /// This reactor takes turns.

@@ -68,6 +68,13 @@ struct Target::Impl {
     return nqn.is_discovery() ? nullptr : core.find(nqn);
   }
 
+  [[nodiscard]] bool authenticates() const noexcept {
+    for (const auto& subsystem : core.subsystems)
+      for (const auto& host : subsystem->hosts())
+        if (host->allowed.authentication.secret != nullptr) return true;
+    return false;
+  }
+
   TargetOptions options;
   std::vector<std::unique_ptr<transport::Reactor>> reactors;  // our own; outlive the contexts in `core`
   Core core;
@@ -122,6 +129,12 @@ Result<void> Target::add_subsystem(const nvme::Nqn& nqn, const SubsystemOptions&
     return fail_with(Error(ErrorKind::invalid_argument, "that is the discovery subsystem's name; it is there already"));
   if (impl_->core.find(nqn) != nullptr) return fail_with(Error(ErrorKind::in_use, "there is one of this name already"));
   if (auto ok = check_text("serial number", options.serial, kSerialMax); !ok) return fail_with(std::move(ok.error()));
+  for (const AllowedHost& host : options.allowed_hosts)
+    if (host.authentication.controller_secret != nullptr && host.authentication.secret == nullptr)
+      return fail_with(Error(ErrorKind::invalid_argument,
+                             fmt::format("host {} has a controller secret and no secret of its own: who does not prove "
+                                         "himself is not proved anything either (Base 2.0, 8.13.5)",
+                                         host.nqn.text())));
   if (auto ok = check_text("model", options.model, kModelMax); !ok) return fail_with(std::move(ok.error()));
   std::string serial = options.serial;
   if (serial.empty()) serial = fmt::format("{:016x}", impl_->options.random());
@@ -210,8 +223,12 @@ Result<void> Target::set_access(const Uri& address, nvme::AccessState state) {
 
 Result<void> Target::start() {
   if (impl_->started) return failure(ErrorKind::in_use, "starting a target: it has been started before");
-  impl_->started = true;
   Core& core = impl_->core;
+  if (impl_->own_reactors() && impl_->authenticates()) {
+    core.helper = std::make_unique<HelperThread>();
+    if (auto begun = core.helper->start(); !begun) return begun;
+  }
+  impl_->started = true;
   core.namespaces.start();
   core.serving.store(true, std::memory_order_release);
   if (!impl_->own_reactors()) return {};

@@ -105,7 +105,8 @@ Step connect(Command& command) {
   if (request->qid == Qid(0))
     connection.reactor().core().logger.info("{}: connected to {}", connection.who(),
                                             printable(request->subsystem_nqn.text()));
-  command.set_result(nvme::encode_connect_response({.cntlid = (*controller)->identity().cntlid}));
+  command.set_result(nvme::encode_connect_response(
+      {.cntlid = (*controller)->identity().cntlid, .authentication_required = !connection.authenticated()}));
   return command.finish(Status());
 }
 

@@ -35,8 +35,10 @@ constexpr Item kFabrics[] = {
     {0x01, "Connect", "An admin Connect that is wrong is refused, and says where",
      "The host has an admin queue and two I/O queues"},
     {0x04, "Property Get", "Properties read as they should, and only with their own size", "nvme id-ctrl"},
-    {0x05, "Authentication Send"},
-    {0x06, "Authentication Receive"},
+    {0x05, "Authentication Send",
+     "Host and subsystem prove themselves to each other on every queue, with every hash and group"},
+    {0x06, "Authentication Receive",
+     "Host and subsystem prove themselves to each other on every queue, with every hash and group"},
     {0x08, "Disconnect"},
 };
 constexpr Item kAdmin[] = {

@@ -127,7 +127,8 @@ TEST_CASE("Namespace identifiers that name no single namespace are refused") {
 
 TEST_CASE("An unknown option is refused and the known ones are named") {
   CHECK_THAT(complaint("nvme+rdma://h?quues=4"),
-             Catch::Contains("option 'quues' is not one of depth, group, hostid, hostnqn, keep-alive, queues, socket"));
+             Catch::Contains("option 'quues' is not one of ctrl-secret-file, depth, group, hostid, hostnqn, "
+                             "keep-alive, queues, secret-file, socket"));
   CHECK(pointed_at("nvme+rdma://h?depth=1&quues=4") == 'q');
   CHECK_THAT(complaint("nvme+rdma://h?socket=/x"), Catch::Contains("no option 'socket': it belongs to nvme+shm"));
   CHECK_THAT(complaint("nvme+rdma://h?group=disk"), Catch::Contains("no option 'group': it belongs to nvme+shm"));
