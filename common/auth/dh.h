@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "common/auth/wiped.h"
 #include "common/nvme/authentication.h"

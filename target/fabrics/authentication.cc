@@ -3,6 +3,8 @@
 #include "target/authentication.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <memory>
 
 #include "common/nvme/fabrics.h"
 #include "target/connection.h"

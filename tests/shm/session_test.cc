@@ -24,13 +24,13 @@ using initiator::Submitted;
 namespace {
 
 struct Pair {
-  Pair() {
+  explicit Pair(const target::SubsystemOptions& options = {.allow_any_host = true}) {
     server = std::move(transport::shm::Fabric::open({}, random).value());
     client = std::move(transport::shm::Fabric::open({}, random).value());
     uri = Uri::parse("nvme+shm:///nqn.2024-01.io.example:threads/1?socket=" + scratch.path("socket")).value();
     target = std::move(
         target::Target::open({.clock = clock, .logger = null_logger(), .random = random, .reactors = 2}).value());
-    REQUIRE(target->add_subsystem(*uri.nqn, {.allow_any_host = true}));
+    REQUIRE(target->add_subsystem(*uri.nqn, options));
     REQUIRE(target->add_namespace(
         *uri.nqn,
         std::move(target::make_store("ram:size=32MiB", {.clock = clock, .random = random, .logger = null_logger()})
@@ -149,6 +149,43 @@ TEST_CASE("When the target ends, every thread hears of it, and the session says 
   CHECK(session->state() == SessionState::lost);
   CHECK(session->failure()->message() == lost);
   CHECK_FALSE(session->admin(nvme::encode_plain(nvme::AdminOpcode::keep_alive), {}).has_value());
+}
+
+TEST_CASE("Threads of hosts authenticate themselves at once, while a thread of the target's own does the arithmetic") {
+  const auto secret = auth::Secret::parse("DHHC-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:").value();
+  const auto host = nvme::Nqn::parse("nqn.2024-01.io.example:host").value();
+  std::atomic<int> wrong = 0;
+  {
+    Pair pair(
+        {.allowed_hosts = {
+             {.nqn = host,
+              .authentication = {.secret = secret, .controller_secret = secret, .group = nvme::DhGroup::ffdhe2048}}}});
+    const initiator::SessionOptions options{.host = {.nqn = host, .secret = secret, .controller_secret = secret},
+                                            .io_queues = 1};
+    const auto come_in = [&](std::uint64_t seed) {
+      Random random(seed);
+      const auto reactor = std::move(transport::Reactor::create(pair.clock, null_logger()).value());
+      auto session = initiator::Session::connect({*pair.client, pair.clock, null_logger(), random}, pair.uri, options);
+      if (!session) return false;
+      auto queue = (*session)->open_queue_pair(*reactor, {});
+      return queue && (*session)->authenticate() && (*session)->authenticate(queue->get());
+    };
+    const auto all_at_once = [&] {
+      std::vector<std::thread> threads;
+      for (std::uint64_t i = 0; i < 3; ++i)
+        threads.emplace_back([&, i] {
+          if (!come_in(i)) ++wrong;
+        });
+      return threads;
+    };
+    for (auto& thread : all_at_once())
+      thread.join();
+    CHECK(wrong == 0);
+    auto late = all_at_once();  // in the middle of whatever they have got to
+    pair.target->stop();
+    for (auto& thread : late)
+      thread.join();
+  }
 }
 
 TEST_CASE("The target's discovery log is read over shared memory, too") {

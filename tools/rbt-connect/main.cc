@@ -78,6 +78,10 @@ po::options_description described() {
       "copy, when a target is gone: hold (wait for it), fail, or the seconds to wait before failing")(
       "hostnqn", po::value<std::string>()->value_name("NQN"), "who we say we are (default: made from the host ID)")(
       "hostid", po::value<std::string>()->value_name("UUID"), "our host ID (default: random)")(
+      "secret-file", po::value<std::string>()->value_name("FILE|keyring:NAME"),
+      "what we prove who we are by, if the target asks (DH-HMAC-CHAP)")(
+      "ctrl-secret-file", po::value<std::string>()->value_name("FILE|keyring:NAME"),
+      "what the subsystem has to prove itself by")(
       "timeout", po::value<std::string>()->default_value("10s")->value_name("DURATION"), "for connecting")(
       "log-level", po::value<std::string>()->default_value("warning")->value_name("LEVEL"),
       "debug, info, warning, error or off")("version", "print the version")("help,h", "print this text");
@@ -108,6 +112,13 @@ Result<Options> parse_options(const po::variables_map& values) {
   if (auto fine = map::apply(loss, "on-loss", values["on-loss"].as<std::string>()); !fine)
     return failure(std::move(fine.error()));
   options.on_loss = loss.on_loss;
+  for (const auto& [option, secret] : {std::pair("secret-file", &options.session.host.secret),
+                                       std::pair("ctrl-secret-file", &options.session.host.controller_secret)}) {
+    if (!values.count(option)) continue;
+    auto loaded = auth::Secret::load(values[option].as<std::string>());
+    if (!loaded) return failure(std::move(loaded.error()).within(fmt::format("--{}", option)));
+    *secret = std::move(*loaded);
+  }
   auto timeout = parse_duration(values["timeout"].as<std::string>());
   if (!timeout) return failure(std::move(timeout.error()).within("--timeout"));
   if (*timeout <= Duration::zero()) return failure(ErrorKind::invalid_argument, "--timeout: more than 0 is expected");

@@ -10,6 +10,8 @@
 #include <set>
 #include <sstream>
 
+#include "common/auth/secret.h"
+#include "common/nvme/authentication.h"
 #include "common/sizes.h"
 #include "tools/program/options.h"
 
@@ -188,9 +190,39 @@ Result<std::vector<Nsid>> parse_namespaces(const std::string& text) {
   return namespaces;
 }
 
+Result<void> set_secret(auth::SharedSecret& secret, const std::string& source) {
+  auto loaded = auth::Secret::load(source);
+  if (!loaded) return failure(std::move(loaded.error()));
+  secret = std::move(*loaded);
+  return {};
+}
+
+// How a host proves itself: of the option --host-KEY, or of the key.
+Result<void> set_authentication(target::HostAuthentication& authentication, std::string_view key,
+                                const std::string& text) {
+  if (key == "secret-file") return set_secret(authentication.secret, text);
+  if (key == "ctrl-secret-file") return set_secret(authentication.controller_secret, text);
+  if (key == "hash") {
+    authentication.hash = nvme::parse_auth_hash(text);
+    if (!authentication.hash)
+      return failure(ErrorKind::invalid_argument,
+                     fmt::format("'{}': it is sha256, sha384 or sha512", printable(text, 40)));
+  }
+  if (key == "dh-group") {
+    authentication.group = nvme::parse_dh_group(text);
+    if (!authentication.group)
+      return failure(ErrorKind::invalid_argument,
+                     fmt::format("'{}': it is null, ffdhe2048, ffdhe3072, ffdhe4096, ffdhe6144 or ffdhe8192",
+                                 printable(text, 40)));
+  }
+  return {};
+}
+constexpr std::string_view kAuthenticationKeys[] = {"secret-file", "ctrl-secret-file", "hash", "dh-group"};
+
 Result<void> read_host(const std::string& path, const toml::table& table, SubsystemConfiguration& subsystem) {
   std::optional<target::AllowedHost> host;
-  Keys keys(path, table, " of a host", {"nqn", "id", "namespaces"});
+  Keys keys(path, table, " of a host",
+            {"nqn", "id", "namespaces", "secret-file", "ctrl-secret-file", "hash", "dh-group"});
   keys.string("nqn", then([](const std::string& text) { return nvme::Nqn::parse(text); },
                           [&](nvme::Nqn nqn) { host = target::AllowedHost{.nqn = std::move(nqn)}; }));
   if (auto fine = keys.finish(); !fine) return fine;
@@ -203,6 +235,8 @@ Result<void> read_host(const std::string& path, const toml::table& table, Subsys
     for (const std::int64_t nsid : shown)
       host->namespaces->push_back(Nsid(static_cast<std::uint32_t>(nsid)));
   });
+  for (const auto key : kAuthenticationKeys)
+    keys.string(key, [&](const std::string& text) { return set_authentication(host->authentication, key, text); });
   if (auto fine = keys.finish(); !fine) return fine;
   subsystem.allowed_hosts.push_back(std::move(*host));
   return {};
@@ -274,6 +308,8 @@ Result<void> add_host_option(SubsystemConfiguration& subsystem, const OrderedOpt
     if (!namespaces) return failure(std::move(namespaces.error()));
     host.namespaces = std::move(*namespaces);
   }
+  if (auto set = set_authentication(host.authentication, std::string_view(option.name).substr(5), option.value); !set)
+    return failure(std::move(set.error()).within("--" + option.name));
   return {};
 }
 

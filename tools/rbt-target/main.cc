@@ -62,6 +62,11 @@ po::options_description described() {
       "allow-host", many("NQN"), "a host that may connect; may be repeated; none: any host")(
       "host-id", many("UUID"), "the last allowed host's identifier, and no other")(
       "host-namespaces", many("NSID[,NSID...]"), "the namespaces that it sees (none: not one); default: all")(
+      "host-secret-file", many("FILE|keyring:NAME"), "what it proves itself by, on every queue (DH-HMAC-CHAP)")(
+      "host-ctrl-secret-file", many("FILE|keyring:NAME"), "what this subsystem proves itself by to hosts that ask")(
+      "host-hash", many("NAME"), "sha256, sha384 or sha512, and no other; default: the best it has")(
+      "host-dh-group", many("NAME"),
+      "null, ffdhe2048, 3072, 4096, 6144 or 8192, and no other; default: ffdhe3072, else what it has")(
       "serial", many("TEXT"), "its serial number (default: random)")("model", many("TEXT"), "its model (default: rbt)")(
       "reactors", po::value<std::string>()->value_name("N"), "threads that serve, 1 to 256 (default: 1)")(
       "config", po::value<std::string>()->value_name("FILE"),
@@ -78,8 +83,19 @@ po::options_description described() {
   return options;
 }
 
-constexpr std::string_view kOrdered[] = {"listen",  "subsystem",       "store",  "reservations", "allow-host",
-                                         "host-id", "host-namespaces", "serial", "model"};
+constexpr std::string_view kOrdered[] = {"listen",
+                                         "subsystem",
+                                         "store",
+                                         "reservations",
+                                         "allow-host",
+                                         "host-id",
+                                         "host-namespaces",
+                                         "host-secret-file",
+                                         "host-ctrl-secret-file",
+                                         "host-hash",
+                                         "host-dh-group",
+                                         "serial",
+                                         "model"};
 
 // The words of the command line in their order, which po::variables_map forgets.
 Result<std::vector<OrderedOption>> ordered(const std::vector<std::string>& words,

@@ -113,6 +113,10 @@ TEST_CASE("What a configuration file gets wrong is named with its line") {
   CHECK_THAT(complaint(host + "nqn = 'nqn.2026-01.io.example:h'\nnamespaces = [0]\n"),
              Catch::Contains(":5: namespaces of a host must hold whole numbers from 1 to 4096"));
   CHECK_THAT(complaint(host + "nqn = 'nqn.2026-01.io.example:h'\nid = 'x'\n"), Catch::Contains(":5: id of a host"));
+  const std::string named = host + "nqn = 'nqn.2026-01.io.example:h'\n";
+  CHECK_THAT(complaint(named + "hash = 'md5'\n"), Catch::Contains(":5: hash of a host: 'md5': it is sha256"));
+  CHECK_THAT(complaint(named + "dh-group = 'ffdhe1024'\n"), Catch::Contains("ffdhe2048, ffdhe3072"));
+  CHECK_THAT(complaint(named + "secret-file = '/nowhere/s'\n"), Catch::Contains("/nowhere/s"));
   CHECK_THAT(complaint(""), Catch::Contains("nowhere to listen"));
   CHECK_THAT(complaint("listen = 'nvme+shm://'\n"), Catch::Contains("nothing to serve"));
   CHECK_THAT(complaint("listen = 'nvme+shm://'\n[[subsystem]]\nnqn = 'nqn.2026-01.io.example:a'\n"),
@@ -133,4 +137,15 @@ TEST_CASE("An option that belongs to a subsystem needs one before it") {
   added = add_options(configuration, {{"subsystem", "nqn.2026-01.io.example:a"}, {"host-namespaces", "1"}});
   REQUIRE_FALSE(added);
   CHECK_THAT(added.error().message(), Catch::Contains("--allow-host before it"));
+  REQUIRE(add_options(configuration, {{"subsystem", "nqn.2026-01.io.example:b"},
+                                      {"allow-host", "nqn.2026-01.io.example:h"},
+                                      {"host-hash", "sha384"},
+                                      {"host-dh-group", "null"}}));
+  const auto& authentication = configuration.subsystems.back().allowed_hosts.back().authentication;
+  CHECK((authentication.hash == nvme::AuthHash::sha384 && authentication.group == nvme::DhGroup::none));
+  // Everybody can read a command line: a secret on it is no secret, and is not shown once more.
+  added =
+      add_options(configuration, {{"host-secret-file", "DHHC-1:00:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:"}});
+  REQUIRE_FALSE(added);
+  CHECK_THAT(added.error().message(), Catch::StartsWith("--host-secret-file: ") && !Catch::Contains("AAECAw"));
 }
