@@ -61,7 +61,7 @@ Result<SharedSecret> read_key(const std::string& description) {
   const long key = ::syscall(SYS_request_key, "user", description.c_str(), nullptr, 0);
   if (key < 0)
     return errno_failure(errno, "looking for " + what,
-                         "add it to a keyring of this process: `keyctl padd user NAME @u < FILE`");
+                         "add it to a keyring of this process: `keyctl padd user NAME @s < FILE`");
   Wiped text(kSecretTextMax + 1);
   const long size = ::syscall(SYS_keyctl, KEYCTL_READ, key, text.bytes().data(), text.bytes().size());
   if (size < 0) return errno_failure(errno, "reading " + what);

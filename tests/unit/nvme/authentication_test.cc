@@ -119,7 +119,7 @@ TEST_CASE("Authentication commands are the bytes of the specification, and nothi
   CHECK(data_direction(sqe) == Direction::to_controller);
   CHECK(data_direction(encode_auth_command(FabricsType::authentication_receive, 1)) == Direction::to_host);
   CHECK(parse_auth_command(sqe) == 72u);
-  for (const std::size_t at : {41, 42, 43, 44}) {
+  for (const std::size_t at : {41u, 42u, 43u, 44u}) {
     auto bytes = rbt::test::bytes_of(sqe);
     bytes[at] = std::byte{0};
     const auto refused = parse_auth_command(*read_wire<SubmissionQueueEntry>(bytes));
@@ -251,7 +251,7 @@ TEST_CASE(
     const auto secret = auth::Secret::load(file.path);
     if (!secret) FAIL(secret.error().message());
   }
-  for (const mode_t mode : {0604, 0620, 0644, 0602, 0601}) {
+  for (const mode_t mode : {0604u, 0620u, 0644u, 0602u, 0601u}) {
     const SecretFile file(kSecret48, mode);
     const auto refused = auth::Secret::load(file.path);
     REQUIRE_FALSE(refused);
