@@ -33,6 +33,10 @@ class Exchange {
     if (done) done = take_challenge();
     if (done) done = reply();
     if (done) done = fetch(AuthMessage::success1);
+    // Linux's target ends the association as it answers failure1, and the answer may not get out any more.
+    if (!done && done.error().kind() == ErrorKind::disconnected)
+      return failure(ErrorKind::disconnected,
+                     done.error().message() + "; so do targets that do not accept the secret of a host: look there");
     if (done) done = take_success1();
     return done;
   }
