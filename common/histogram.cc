@@ -1,6 +1,7 @@
 #include "common/histogram.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 
@@ -25,19 +26,26 @@ std::uint64_t LogHistogram<StepBits>::value(std::size_t bucket) noexcept {
 template <unsigned StepBits>
 void LogHistogram<StepBits>::record(Duration latency) noexcept {
   const auto ns = static_cast<std::uint64_t>(std::max<Duration::rep>(latency.count(), 0));
-  ++buckets_[bucket(ns)];
-  ++count_;
-  sum_ns_ += ns;
-  max_ns_ = std::max(max_ns_, ns);
+  const auto put = [](std::uint64_t& where, std::uint64_t what) {
+    std::atomic_ref(where).store(what, std::memory_order_relaxed);
+  };
+  std::uint64_t& one = buckets_[bucket(ns)];
+  put(one, one + 1);
+  put(count_, count_ + 1);
+  put(sum_ns_, sum_ns_ + ns);
+  if (ns > max_ns_) put(max_ns_, ns);
 }
 
 template <unsigned StepBits>
 void LogHistogram<StepBits>::add(const LogHistogram& other) noexcept {
+  const auto get = [](const std::uint64_t& where) {
+    return std::atomic_ref(const_cast<std::uint64_t&>(where)).load(std::memory_order_relaxed);
+  };
   for (std::size_t i = 0; i < buckets_.size(); ++i)
-    buckets_[i] += other.buckets_[i];
-  count_ += other.count_;
-  sum_ns_ += other.sum_ns_;
-  max_ns_ = std::max(max_ns_, other.max_ns_);
+    buckets_[i] += get(other.buckets_[i]);
+  count_ += get(other.count_);
+  sum_ns_ += get(other.sum_ns_);
+  max_ns_ = std::max(max_ns_, get(other.max_ns_));
 }
 
 template <unsigned StepBits>

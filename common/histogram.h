@@ -10,7 +10,8 @@
 namespace rbt {
 
 /// Log-linear: powers of two from 1 ns to 2^42 ns (73 minutes), 2^StepBits linear steps in each, so a value is known to one
-/// part in 2^(StepBits - 1) or better. One thread.
+/// part in 2^(StepBits - 1) or better. One thread; another one's may be add()ed
+/// while it is recorded into: each number is as it was at some time, not all at the same.
 template <unsigned StepBits>
 class LogHistogram {
  public:

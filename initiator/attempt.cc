@@ -27,7 +27,7 @@ bool same_identity(const Namespace& a, const Namespace& b) noexcept {
 Result<void> Volume::Implementation::connect() {
   fatal_ = false;
   SessionOptions session = options_.session;
-  session.io_queues = 1;
+  session.io_queues = options_.lanes;
   session.management = &reactor_;
   session.connect_timeout = step_deadline() - now();
   session.reach_timeout = reach_timeout();
@@ -42,6 +42,7 @@ Result<void> Volume::Implementation::connect() {
   options_.session.host.id = session_->host_id();
   options_.session.host.nqn = session_->host_nqn();
   if (auto same = check_host(); !same) return same;
+  if (auto enough = check_queues(); !enough) return enough;
   const auto found = find_disk(uri);
   if (!found) return rbt::failure(Error(found.error()));
   if (auto same = compare_disk(**found); !same) return same;
@@ -54,13 +55,15 @@ Result<void> Volume::Implementation::connect() {
   association_ = *info ? (*info)->association : nvme::AssociationId{};
   association_uri_ = uri_;
   association_keep_alive_ = session_->keep_alive();
-  follow_disk(**found);
-  if (auto chosen = choose_memory(*info); !chosen) return chosen;
-  if (inheritance_ == Inheritance::none && (!unflushed_ || !unflushed_->keeps_any())) incarnation_ = incarnation;
+  disk_ = **found;
+  disk_gone_ = false;
+  choose_memory(*info);
+  if (shared_.flush_failed.exchange(false, std::memory_order_acquire)) incarnation_.reset();
+  if (!shared_.inherited && !keeps_any()) incarnation_ = incarnation;
   if (auto noted = note_succession(); !noted) return noted;
   advance(VolumeState::fenced, nullptr);
 
-  if (auto opened = open_queue(); !opened) return opened;
+  if (auto opened = open_queues(); !opened) return opened;
   if (!incarnation_ || incarnation_ != incarnation) {
     incarnation_.reset();
     if (auto written = write_again(); !written) return written;
@@ -69,11 +72,9 @@ Result<void> Volume::Implementation::connect() {
   if (auto noted = note_succession(); !noted) return noted;
   if (!path_lives()) return rbt::failure(ErrorKind::disconnected, "the new path was lost at once");
   wake_.cancel();
-  proven_ = false;
   live_since_ = now();
   advance(VolumeState::live, nullptr);
-  unsent_ = oldest_;
-  pump();
+  on_lanes([](Lane& lane) { lane.resume(); });
   tell_changes();
   return {};
 }
@@ -171,67 +172,93 @@ Result<void> Volume::Implementation::fence_by_target(const Old& old) {
 
 // ---- the new queue, and what the target may have forgotten
 
-Result<void> Volume::Implementation::open_queue() {
-  QueuePairOptions queue = options_.queue;
-  queue.buffers = Bytes(0);
-  auto opened = session_->open_queue_pair(reactor_, queue);
-  if (!opened) return rbt::failure(std::move(opened.error()));
-  queue_ = std::move(*opened);
+// How many lanes there are is settled by the first path.
+Result<void> Volume::Implementation::check_queues() {
+  const std::size_t granted = session_->io_queues();
+  if (granted >= lanes_.size()) return {};
+  if (opened_ || granted == 0)
+    return rbt::failure(ErrorKind::resource, fmt::format("the target grants {} I/O queues, and the volume has {} lanes",
+                                                         granted, lanes_.size()));
+  environment_.logger.info("{}: the target grants {} I/O queues: so many lanes there are, not {}",
+                           uris_[uri_].to_string(), granted, lanes_.size());
+  drop_lanes(granted);
+  return {};
+}
+
+Result<void> Volume::Implementation::open_queues() {
+  std::vector<Result<void>> opened(lanes_.size());
   used_ = true;
+  const Bytes unflushed = statistics_.memory == MemoryKind::on ? unflushed_of_lane(options_) : Bytes(0);
+  on_lanes([&](Lane& lane) { opened[lane.number()] = lane.open(*session_, disk_, unflushed); });
+  for (auto& each : opened)
+    if (!each) return rbt::failure(std::move(each.error()));
   const auto reach = [this](const transport::MemorySpan& memory) {
     auto registered = session_->register_buffer(memory);
     if (registered) registered_.push_back(std::move(*registered));  // else: it is copied
   };
   if (buffers_) reach(buffers_->memory().memory());
-  if (unflushed_) reach(unflushed_->memory());
+  for (const auto& lane : lanes_)
+    if (lane->unflushed() != nullptr) reach(lane->unflushed()->memory());
   return {};
 }
 
-Result<void> Volume::Implementation::choose_memory(const std::optional<nvme::RecoveryInfo>& info) {
+void Volume::Implementation::choose_memory(const std::optional<nvme::RecoveryInfo>& info) noexcept {
   MemoryKind& kind = statistics_.memory;
-  if (kind == MemoryKind::on) return {};
+  if (kind == MemoryKind::on) return;
   kind = options_.unflushed == Bytes(0) ? MemoryKind::off
          : !disk_.volatile_write_cache  ? MemoryKind::not_needed
          : !info                        ? MemoryKind::foreign
                                         : MemoryKind::on;
-  if (kind != MemoryKind::on) return {};
-  auto created = UnflushedWrites::create(options_.unflushed);
-  if (!created) return rbt::failure(std::move(created.error()));
-  unflushed_.emplace(std::move(*created));
-  return {};
 }
 
-// In order, one after the other, before anything else: whatever comes later was submitted later.
+bool Volume::Implementation::keeps_any() const noexcept {
+  return std::any_of(lanes_.begin(), lanes_.end(),
+                     [](const auto& lane) { return lane->unflushed() != nullptr && lane->unflushed()->keeps_any(); });
+}
+
+// In the order of their answers, one after the other, before anything else: whatever was submitted when another one had been
+// answered comes behind it, on whatever lanes they were.
 Result<void> Volume::Implementation::write_again() {
-  if (!unflushed_) return {};
-  for (std::uint64_t sequence = unflushed_->first(); sequence != unflushed_->end(); ++sequence) {
-    const UnflushedWrites::Entry& entry = unflushed_->at(sequence);
-    if (entry.state != UnflushedWrites::Entry::State::kept) continue;
-    auto written = write_again(entry);
+  struct Kept {
+    const UnflushedWrites* log;
+    const UnflushedWrites::Entry* entry;
+  };
+  std::vector<Kept> all;
+  for (const auto& lane : lanes_) {
+    const UnflushedWrites* const log = lane->unflushed();
+    if (log == nullptr) continue;
+    for (std::uint64_t sequence = log->first(); sequence != log->end(); ++sequence)
+      if (log->at(sequence).state == UnflushedWrites::Entry::State::kept) all.push_back({log, &log->at(sequence)});
+  }
+  std::stable_sort(all.begin(), all.end(),
+                   [](const Kept& a, const Kept& b) { return a.entry->acknowledged < b.entry->acknowledged; });
+  for (const Kept& each : all) {
+    auto written = write_again(*each.log, *each.entry);
     if (!written) return rbt::failure(std::move(written.error()).within("writing again what the target has forgotten"));
     ++statistics_.rewritten;
   }
   return {};
 }
 
-Result<void> Volume::Implementation::write_again(const UnflushedWrites::Entry& entry) {
+Result<void> Volume::Implementation::write_again(const UnflushedWrites& log, const UnflushedWrites::Entry& entry) {
   Request request;
   // What lay behind the end of a disk that has shrunk since is gone with it.
   if (entry.range.first.value() >= disk_.blocks.value()) return {};
   const BlockRange range = {entry.range.first,
                             std::min(entry.range.count, Blocks(disk_.blocks.value() - entry.range.first.value()))};
-  const auto data = unflushed_->data(entry);
+  const auto data = log.data(entry);
   const iovec piece{data.data(), std::min<std::size_t>(data.size(), range.count.value() << disk_.block_shift.value())};
+  QueuePair* const queue = &lanes_[0]->queue();
   const auto submit = [&] {
-    if (entry.operation == Operation::write) return queue_->write(request, disk_, range.first, {&piece, 1});
-    if (entry.operation == Operation::discard) return queue_->discard(request, disk_, {&range, 1});
-    return queue_->write_zeroes(request, disk_, range, entry.deallocate);
+    if (entry.operation == Operation::write) return queue->write(request, disk_, range.first, {&piece, 1});
+    if (entry.operation == Operation::discard) return queue->discard(request, disk_, {&range, 1});
+    return queue->write_zeroes(request, disk_, range, entry.deallocate);
   };
   const Submitted submitted = submit();
   // The queue pair ends every command in its time; the bound is for a reactor that was told to stop.
-  if (submitted == Submitted::accepted) (void)queue_->wait(request, Instant::max());
+  if (submitted == Submitted::accepted) (void)queue->wait(request, Instant::max());
   if (request.in_flight()) {
-    queue_.reset();
+    lanes_[0]->halt();
     return rbt::failure(ErrorKind::disconnected, "the reactor was told to stop");
   }
   if (submitted == Submitted::accepted && request.outcome == Outcome::success) return {};
@@ -245,8 +272,8 @@ Result<void> Volume::Implementation::write_again(const UnflushedWrites::Entry& e
                                     request.outcome == Outcome::failed ? nvme::describe(request.status)
                                                                        : std::string(name(request.outcome))));
   }
-  return rbt::failure(queue_->failure() != nullptr ? *queue_->failure()
-                                                   : Error(ErrorKind::disconnected, "the new path was lost"));
+  return rbt::failure(queue->failure() != nullptr ? *queue->failure()
+                                                  : Error(ErrorKind::disconnected, "the new path was lost"));
 }
 
 }  // namespace rbt::initiator

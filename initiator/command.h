@@ -42,6 +42,7 @@ class QueuePair::Implementation final : public ResponseHandler, public QueueOwne
   [[nodiscard]] std::uint32_t in_flight() const noexcept { return in_flight_; }
   [[nodiscard]] QueuePairCounters counters() const;
   std::function<void()> on_destroyed;  ///< the session's: the queue identifier is free again
+  std::function<void()> on_lost;       ///< QueuePairOptions::on_lost
 
  private:
   /// One command of a request, while it is outstanding. Indexed by its slot.
@@ -72,6 +73,9 @@ class QueuePair::Implementation final : public ResponseHandler, public QueueOwne
   void copy(const Request& request, const Command& command);
 
   void on_response(std::uint32_t slot, Outcome outcome, const nvme::CompletionQueueEntry& entry) override;
+  void on_queue_lost() override {
+    if (on_lost) on_lost();
+  }
   void on_queue_closed(Outcome outcome) override;
   void settle(Request& request, std::uint64_t position, Outcome outcome, nvme::Status status) noexcept;
   void complete(Request& request);

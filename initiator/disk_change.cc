@@ -48,7 +48,7 @@ void Volume::Implementation::look_again() {
   // It may have gone and come back in between: opened anew it is another incarnation, and may have forgotten what that says.
   auto info = read_recovery_info(disk_.nsid);
   if (!info) return;
-  if (disk_gone_ || (*info && incarnation_ && incarnation_ != (*info)->incarnation))
+  if (disk_gone_ || (*info && incarnation() && incarnation() != (*info)->incarnation))
     return lose(Error(ErrorKind::disconnected,
                       "the target has opened the namespace anew; what it may have forgotten is "
                       "written again over a new path"));
@@ -59,6 +59,7 @@ void Volume::Implementation::look_again() {
 void Volume::Implementation::follow_disk(const Namespace& now) {
   disk_ = now;
   disk_gone_ = false;
+  on_lanes([&now](Lane& lane) { lane.follow(now); });
 }
 
 void Volume::Implementation::tell_changes() {

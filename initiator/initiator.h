@@ -103,7 +103,7 @@ struct SessionOptions {
   BufferCacheOptions buffer_cache{};
   /// Who drives admin queue and keep-alive. Null: a thread of the session's own. Otherwise the caller turns
   /// this reactor, often enough for the keep-alive, and calls every member function of the session on its
-  /// thread; it outlives the session.
+  /// thread, but for open_queue_pair(); it outlives the session.
   transport::Reactor* management = nullptr;
   /// Asynchronous events (Base 2.0, 5.2), after the session has read the log page that acknowledges them; at
   /// most 400 a second. On the management reactor's thread; may be empty; must not call into the session.

@@ -392,7 +392,8 @@ void Queue::violate(std::string what) {
 
 void Queue::fail(Outcome outcome, Error error) {
   if (state_ != QueueState::connecting && state_ != QueueState::live) return;
-  if (live() && outcome != Outcome::aborted) {
+  const bool lost = live() && outcome != Outcome::aborted;
+  if (lost) {
     error = std::move(error).within(label_);
     reactor_.logger().warning("{}", error.message());
   }
@@ -401,6 +402,7 @@ void Queue::fail(Outcome outcome, Error error) {
   advance(QueueState::closing);
   deadline_timer_.cancel();
   connection_->close();
+  if (lost && options_.owner != nullptr) options_.owner->on_queue_lost();
 }
 
 void Queue::on_disconnected(const transport::Disconnect& disconnect) {

@@ -36,6 +36,8 @@ class ResponseHandler {
 class QueueOwner {
  public:
   virtual ~QueueOwner() = default;
+  /// A live queue has been given up, and not by close(); on_response() of what is outstanding follows. From within any call.
+  virtual void on_queue_lost() {}
   /// After the last on_response(): the queue is closed. Also if it never came to live.
   virtual void on_queue_closed(Outcome outcome) = 0;
 };

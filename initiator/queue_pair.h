@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 
@@ -84,6 +85,9 @@ struct QueuePairOptions {
   std::uint32_t depth = 128;  ///< commands outstanding, 1 to 1023; less if the controller allows less: see depth()
   Bytes buffers{0};           ///< for buffers(): registered memory that the caller takes its buffers from; 0: none
   Bytes bounce{8 * kMiB};     ///< registered memory for requests whose data the peer cannot reach; at least 2 MiB
+  /// The connection has ended, and not by its owner: failure() says why. What is outstanding is told later. On the reactor's
+  /// thread, from within any call or turn; of the queue pair it may call what is const.
+  std::function<void()> on_lost{};
 };
 
 /// Work done so far. One thread: read it on the reactor's.

@@ -84,7 +84,7 @@ Result<void> Volume::Implementation::try_every_path() {
 
 bool Volume::Implementation::progress_due() const noexcept {
   switch (state_) {
-    case VolumeState::live: return !path_lives() || path_error_ || look_at_access_ || look_again_;
+    case VolumeState::live: return !path_lives() || look_at_access_ || look_again_;
     case VolumeState::lost: return true;
     case VolumeState::reconnecting: return now() >= std::min(next_attempt_, give_up_at_);
     case VolumeState::fenced:  // never seen from outside of progress()
@@ -95,7 +95,14 @@ bool Volume::Implementation::progress_due() const noexcept {
 }
 
 bool Volume::Implementation::path_lives() const noexcept {
-  return queue_->live() && session_->state() == SessionState::live;
+  return !shared_.trouble.load(std::memory_order_acquire) && session_->state() == SessionState::live;
+}
+
+// The first lane's that has any: what the others know is the same, or follows from it.
+const Error* Volume::Implementation::trouble() const noexcept {
+  for (const auto& lane : lanes_)
+    if (const Error* const why = lane->trouble()) return why;
+  return nullptr;
 }
 
 void Volume::Implementation::progress() {
@@ -127,22 +134,22 @@ void Volume::Implementation::progress() {
 
 void Volume::Implementation::look_after_path() {
   if (!path_lives()) {
-    const Error* const why = queue_->failure();
+    const Error* const why = trouble();
     return lose(why != nullptr ? *why
                                : session_->failure().value_or(Error(ErrorKind::disconnected, "the session ended")));
   }
-  if (path_error_) return lose(Error(ErrorKind::unreachable, nvme::describe(*path_error_)));
   if (look_at_access_) return look_at_access();
   look_again();
 }
 
-// From any callback: only notes it. What is outstanding comes back as the queue pair is destroyed.
+// Only notes it. What is outstanding comes back as the lanes are halted.
 void Volume::Implementation::lose(Error why) {
   if (state_ != VolumeState::live) return;
   failure_ = std::move(why);
   ++statistics_.losses;
   // A path that was lost before it was of any use to anybody is one more failed attempt.
-  hurry_ = statistics_.losses == 1 || proven_ || now() - live_since_ > options_.attempt_timeout;
+  const bool proven = std::any_of(lanes_.begin(), lanes_.end(), [](const auto& lane) { return lane->proven(); });
+  hurry_ = statistics_.losses == 1 || proven || now() - live_since_ > options_.attempt_timeout;
   if (hurry_) {
     lost_at_ = now();
     give_up_at_ = options_.on_loss && *options_.on_loss < Instant::max() - lost_at_ ? lost_at_ + *options_.on_loss
@@ -150,16 +157,18 @@ void Volume::Implementation::lose(Error why) {
     backoff_ = Duration::zero();
     tries_ = 0;
   }
-  environment_.logger.warning("{}: the path is lost, {} requests wait: {}", uris_[uri_].to_string(), in_flight_,
+  environment_.logger.warning("{}: the path is lost, {} requests wait: {}", uris_[uri_].to_string(), in_flight(),
                               failure_->message());
   advance(VolumeState::lost, &*failure_);
 }
 
 void Volume::Implementation::take_down() {
-  if (auto queue = std::move(queue_)) queue.reset();  // what it carried is pending again
+  on_lanes([](Lane& lane) { lane.halt(); });
+  shared_.trouble.store(false, std::memory_order_relaxed);
+  for (const auto& lane : lanes_)
+    lane->forget_durable();
   registered_.clear();
   look_again_ = look_at_access_ = false;
-  path_error_.reset();
   session_.reset();
   if (std::exchange(used_, false))
     old_ = Old{.id = association_, .uri = uri_, .silent = silent_from(now(), association_keep_alive_)};
@@ -172,11 +181,11 @@ Instant Volume::Implementation::silent_from(Instant now, Duration keep_alive) co
 
 void Volume::Implementation::fail(Error why) {
   failure_ = std::move(why);
-  environment_.logger.error("{}: given up, {} requests fail: {}", uris_[uri_].to_string(), in_flight_,
+  environment_.logger.error("{}: given up, {} requests fail: {}", uris_[uri_].to_string(), in_flight(),
                             failure_->message());
   wake_.cancel();
   advance(VolumeState::failed, &*failure_);
-  end_all_later(Outcome::disconnected);
+  on_lanes([](Lane& lane) { lane.fail(); });
 }
 
 void Volume::Implementation::try_again_later() {

@@ -1,15 +1,16 @@
 #pragma once
-// The inside of a Volume: the state machine (recovery.cc) and the requests that outlive a path (volume.cc).
+// The inside of a Volume: the state machine (recovery.cc), and its lanes, which have the requests (volume_lane.h).
 
 #include <optional>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "common/nvme/access.h"
 #include "common/nvme/recovery.h"
-#include "initiator/unflushed.h"
 #include "initiator/volume.h"
+#include "initiator/volume_lane.h"
 
 namespace rbt::initiator {
 
@@ -32,10 +33,14 @@ namespace rbt::initiator {
   return status.type() == 3;
 }
 
+/// A lane's share of VolumeOptions::unflushed, and the most that one request carries.
+[[nodiscard]] Bytes unflushed_of_lane(const VolumeOptions& options) noexcept;
+[[nodiscard]] Bytes request_max_of(const VolumeOptions& options) noexcept;
+
 /// Error: invalid_argument.
 [[nodiscard]] Result<void> check_predecessor(const Succession& predecessor);
 
-/// The owner's thread. While a volume is `reconnecting` or `fenced` and progress() is not running, nothing is connected.
+/// The owner's thread; what it has the lanes do is done on theirs (on_lanes()). While a volume is `reconnecting` or `fenced` and progress() is not running, nothing is connected.
 class Volume::Implementation {
  public:
   Implementation(const Environment& environment, std::span<const Uri> uris, transport::Reactor& reactor,
@@ -49,43 +54,26 @@ class Volume::Implementation {
   void progress();
 
   // volume.cc
-  Submitted submit(Request& request);
+  [[nodiscard]] Result<void> make_lanes();
+  [[nodiscard]] std::size_t lanes() const noexcept { return lanes_.size(); }
+  [[nodiscard]] Lane& lane(std::size_t which) const noexcept { return *lanes_[which]; }
   [[nodiscard]] VolumeState state() const noexcept { return state_; }
   [[nodiscard]] const Error* failure() const noexcept { return failure_ ? &*failure_ : nullptr; }
   [[nodiscard]] const Namespace& disk() const noexcept { return disk_; }
-  [[nodiscard]] Bytes request_max() const noexcept;
-  [[nodiscard]] std::uint32_t in_flight() const noexcept { return in_flight_; }
+  [[nodiscard]] Bytes request_max() const noexcept { return request_max_of(options_); }
+  [[nodiscard]] std::uint32_t in_flight() const noexcept;
   [[nodiscard]] const VolumeStatistics& statistics() noexcept;
   [[nodiscard]] Succession succession() const;
   [[nodiscard]] transport::BufferPool* buffers() noexcept { return buffers_.get(); }
   [[nodiscard]] transport::Reactor& reactor() const noexcept { return reactor_; }
 
  private:
-  /// One request of the caller's, from submit() to its done. In one list: free, pending (in order of submission) or ended.
-  struct Slot {
-    Implementation* volume = nullptr;
-    Request inner{};  // what the queue pair sees
-    Request* outer = nullptr;
-    Slot* previous = nullptr;
-    Slot* next = nullptr;
-    std::optional<UnflushedWrites::Reservation> kept;
-    std::uint64_t covers = 0;  // a flush: as far as acknowledgements had come when it was sent
-    Instant submitted{};
-    bool sent = false;  // on the queue pair that there is
-    bool sent_before = false;
-  };
   /// An association that commands went out on, and may still be carried out.
   struct Old {
     nvme::AssociationId id;  // number 0: it has not said
     std::size_t uri = 0;     // uris_.size(): none of ours
     Instant silent;          // by then its keep-alive has ended it; max: it has none
   };
-  /// What a predecessor had acknowledged and not flushed, of which there is no copy here.
-  enum class Inheritance : std::uint8_t {
-    none,       // or durable, or given up
-    unflushed,  // a flush is on its way, or will be as soon as there is a path
-  };
-
   // succession.cc
   void succeed(const Succession& predecessor);
   [[nodiscard]] Result<void> check_host();
@@ -95,6 +83,7 @@ class Volume::Implementation {
   // The path.
   [[nodiscard]] Result<void> try_every_path();
   void advance(VolumeState to, const Error* why);
+  [[nodiscard]] const Error* trouble() const noexcept;
   [[nodiscard]] bool path_lives() const noexcept;
   void look_after_path();
   void take_down();
@@ -109,16 +98,19 @@ class Volume::Implementation {
   [[nodiscard]] Result<std::optional<nvme::RecoveryInfo>> read_recovery_info(Nsid nsid);
   [[nodiscard]] Result<void> fence(const std::optional<nvme::RecoveryInfo>& info);
   [[nodiscard]] Result<void> fence_by_target(const Old& old);
-  [[nodiscard]] Result<void> open_queue();
-  [[nodiscard]] Result<void> choose_memory(const std::optional<nvme::RecoveryInfo>& info);
+  [[nodiscard]] Result<void> check_queues();
+  [[nodiscard]] Result<void> open_queues();
+  void choose_memory(const std::optional<nvme::RecoveryInfo>& info) noexcept;
+  [[nodiscard]] bool keeps_any() const noexcept;
   [[nodiscard]] Result<void> write_again();
-  [[nodiscard]] Result<void> write_again(const UnflushedWrites::Entry& entry);
+  [[nodiscard]] Result<void> write_again(const UnflushedWrites& log, const UnflushedWrites::Entry& entry);
   void try_again_later();
 
   // disk_change.cc
   void on_event(const nvme::AsyncEvent& event);
   void look_again();
   void follow_disk(const Namespace& now);
+  [[nodiscard]] std::optional<nvme::Incarnation> incarnation() const noexcept;
   void tell_changes();
   void tell(DiskChange change);
 
@@ -133,19 +125,9 @@ class Volume::Implementation {
   [[nodiscard]] Instant step_deadline() const noexcept;
   [[nodiscard]] Instant now() const noexcept { return environment_.clock.now(); }
 
-  // Requests.
-  [[nodiscard]] bool make_room(Slot& slot);
-  void pump();
-  void on_done(Slot& slot);
-  void on_own_flush();
-  void flush_if_needed();
-  void unlink(Slot& slot) noexcept;
-  void settle_kept(Slot& slot, Outcome outcome) noexcept;
-  void finish(Slot& slot, Outcome outcome, nvme::Status status);
-  void end_later(Slot& slot, Outcome outcome, nvme::Status status);
-  void end_all_later(Outcome outcome);
-  void run_ended();
-  void count(const Slot& slot) noexcept;
+  // volume.cc
+  void on_lanes(const std::function<void(Lane&)>& what);
+  void drop_lanes(std::size_t left);
 
   Environment environment_;
   std::vector<Uri> uris_;
@@ -164,10 +146,8 @@ class Volume::Implementation {
   bool second_best_ = false;          // there is one, in this round
   std::optional<Error> round_fatal_;  // what one of them has found will not change
   nvme::AccessState access_ = nvme::AccessState::optimized;
-  bool look_at_access_ = false;             // the target says that it has changed
-  std::optional<nvme::Status> path_error_;  // a command has ended with it
-  bool proven_ = false;                     // a request was carried out on this path
-  bool hurry_ = false;                      // it was of use before it was lost
+  bool look_at_access_ = false;  // the target says that it has changed
+  bool hurry_ = false;           // it was of use before it was lost
   Instant live_since_{};
   Instant lost_at_{};
   Instant next_attempt_ = Instant::min();
@@ -189,32 +169,24 @@ class Volume::Implementation {
   std::unique_ptr<transport::BufferPool> buffers_;
   std::unique_ptr<Session> session_;
   std::vector<std::unique_ptr<RegisteredBuffer>> registered_;
-  std::unique_ptr<QueuePair> queue_;
   nvme::AssociationId association_;
   std::size_t association_uri_ = 0;
   Duration association_keep_alive_{};
   bool used_ = false;  // commands went out on the association
   std::optional<Old> old_;
   std::optional<Succession> noted_;  // as on_succession was told last
-  Inheritance inheritance_ = Inheritance::none;
+  /// That everything kept was acknowledged by, unless a flush has failed since; none: not sure.
+  std::optional<nvme::Incarnation> incarnation_;
+  VolumeStatistics statistics_;  // what is not the lanes'
+  VolumeStatistics summed_;
 
-  std::optional<UnflushedWrites> unflushed_;
-  std::optional<nvme::Incarnation> incarnation_;  // that everything kept was acknowledged by; none: not sure
-  Request own_flush_;
-  std::uint64_t own_flush_covers_ = 0;
-  std::optional<nvme::Status> own_flush_failed_;
-  std::optional<nvme::Status> owed_;  // the next flush of the caller's ends with it: what was inherited may be lost
-
-  std::vector<Slot> slots_;
-  Slot* free_ = nullptr;
-  Slot* oldest_ = nullptr;  // pending
-  Slot* newest_ = nullptr;
-  Slot* unsent_ = nullptr;  // all pending ones from here on have not been sent on this path
-  Slot* ended_ = nullptr;   // done is due, in order
-  Slot* last_ended_ = nullptr;
-  transport::Timer run_ended_;
-  std::uint32_t in_flight_ = 0;
-  VolumeStatistics statistics_;
+  Shared shared_;
+  struct Thread {
+    std::unique_ptr<transport::Reactor> reactor;
+    std::thread thread;
+  };
+  std::vector<Thread> threads_;  // of the second lane and all that follow, unless others turn them
+  std::vector<std::unique_ptr<Lane>> lanes_;
 };
 
 }  // namespace rbt::initiator

@@ -307,6 +307,7 @@ Result<std::unique_ptr<QueuePair>> Session::Implementation::open_queue_pair(tran
     handle->queue = nullptr;
     release_qid(qid);
   };
+  queue_pair->on_lost = options.on_lost;
   Queue& queue = queue_pair->queue();
   auto opened = queue.open(deadline);
   if (!opened) return rbt::failure(std::move(opened.error()));

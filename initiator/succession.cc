@@ -60,7 +60,7 @@ void Volume::Implementation::succeed(const Succession& predecessor) {
   disk_.block_shift = *BlockShift::of(predecessor.disk.block_size);
   disk_.blocks = predecessor.disk.blocks;
   incarnation_ = predecessor.incarnation;
-  if (predecessor.memory == MemoryKind::on) inheritance_ = Inheritance::unflushed;
+  if (predecessor.memory == MemoryKind::on) shared_.inherited = true;
 }
 
 // The URI's hostnqn= and hostid= go before everything.
@@ -79,7 +79,7 @@ Result<void> Volume::Implementation::check_host() {
 }
 
 Result<void> Volume::Implementation::check_inheritance(const std::optional<nvme::Incarnation>& incarnation) {
-  if (inheritance_ == Inheritance::none || (incarnation && incarnation_ == incarnation)) return {};
+  if (!shared_.inherited || (incarnation && incarnation_ == incarnation)) return {};
   const std::string what = fmt::format(
       "{}: the target may have lost writes that it had acknowledged to the process before this one and that were not "
       "flushed, and their copies have gone with that process",
@@ -89,7 +89,7 @@ Result<void> Volume::Implementation::check_inheritance(const std::optional<nvme:
     return rbt::failure(ErrorKind::mismatch, what + "; check what is on it, then go on by accepting the loss");
   }
   environment_.logger.warning("{}; going on, as told", what);
-  inheritance_ = Inheritance::none;
+  shared_.inherited = false;
   return {};
 }
 
@@ -104,8 +104,12 @@ Succession Volume::Implementation::succession() const {
                    .eui64 = disk_.eui64,
                    .block_size = disk_.block_size(),
                    .blocks = disk_.blocks},
-          .memory = inheritance_ == Inheritance::unflushed ? MemoryKind::on : statistics_.memory,
-          .incarnation = incarnation_};
+          .memory = shared_.inherited ? MemoryKind::on : statistics_.memory,
+          .incarnation = incarnation()};
+}
+
+std::optional<nvme::Incarnation> Volume::Implementation::incarnation() const noexcept {
+  return shared_.flush_failed.load(std::memory_order_relaxed) ? std::nullopt : incarnation_;
 }
 
 Result<void> Volume::Implementation::note_succession() {

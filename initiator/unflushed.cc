@@ -59,10 +59,10 @@ std::optional<UnflushedWrites::Reservation> UnflushedWrites::reserve(const Reque
   return reservation;
 }
 
-void UnflushedWrites::keep(const Reservation& reservation) noexcept {
+void UnflushedWrites::keep(const Reservation& reservation, std::uint64_t acknowledged) noexcept {
   for (std::uint64_t sequence = reservation.first; sequence < reservation.first + reservation.count; ++sequence) {
     entry(sequence).state = Entry::State::kept;
-    entry(sequence).acknowledged = ++acknowledged_;
+    entry(sequence).acknowledged = acknowledged;
   }
 }
 
@@ -73,6 +73,8 @@ void UnflushedWrites::drop(const Reservation& reservation) noexcept {
 }
 
 void UnflushedWrites::flushed(std::uint64_t covered) noexcept {
+  if (covered == covered_) return;
+  covered_ = covered;
   for (std::uint64_t sequence = first_; sequence != next_; ++sequence) {
     Entry& each = entry(sequence);
     if (each.state == Entry::State::kept && each.acknowledged <= covered) each.state = Entry::State::void_;

@@ -30,7 +30,7 @@ class UnflushedWrites {
     BlockRange range;
     std::uint64_t position = 0;  // of the data, in bytes since the beginning of time
     std::uint64_t bytes = 0;
-    std::uint64_t acknowledged = 0;  // which one in order of acknowledgement
+    std::uint64_t acknowledged = 0;  // a number that grows in order of acknowledgement, over all lanes
   };
   /// Of one request: sequence numbers from `first` on.
   struct Reservation {
@@ -42,11 +42,12 @@ class UnflushedWrites {
 
   /// Room for a write, write_zeroes or discard, and a copy of its data. Nothing: there is none before some entry is durable.
   [[nodiscard]] std::optional<Reservation> reserve(const Request& request);
-  void keep(const Reservation& reservation) noexcept;
+  /// `acknowledged`: greater than that of any write that had been answered when this one was submitted. keep()'s caller
+  /// gives one to each.
+  void keep(const Reservation& reservation, std::uint64_t acknowledged) noexcept;
   void drop(const Reservation& reservation) noexcept;
 
-  /// The order of acknowledgement so far: a flush sent now covers it when it succeeds.
-  [[nodiscard]] std::uint64_t acknowledged() const noexcept { return acknowledged_; }
+  /// A flush has succeeded that covers what was acknowledged up to this.
   void flushed(std::uint64_t covered) noexcept;
 
   /// Entries in order of submission: sequence numbers from first() to end(), exclusively.
@@ -75,7 +76,7 @@ class UnflushedWrites {
   std::uint64_t next_ = 0;
   std::uint64_t head_ = 0;
   std::uint64_t tail_ = 0;
-  std::uint64_t acknowledged_ = 0;
+  std::uint64_t covered_ = 0;  // as flushed() was told last
 };
 
 }  // namespace rbt::initiator

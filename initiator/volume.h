@@ -49,14 +49,20 @@ enum class Fencing : std::uint8_t {
 };
 
 struct VolumeOptions {
-  /// Of every session. `io_queues` is 1, `management` the volume's reactor, the callbacks and other timeouts are the volume's
+  /// Of every session. `io_queues` is `lanes`, `management` the volume's reactor, the callbacks and other timeouts are the volume's
   /// own. Without a host identifier here or in the URI the first session's is kept. keep_alive: an idle volume notices after
   /// one and a half of it that its path is gone, and against foreign targets two of it pass before it goes on; 5 s, as
   /// Linux has it, unless told otherwise. 0: only against targets that can fence.
   SessionOptions session{.keep_alive = std::chrono::seconds(5)};
-  /// Of every queue pair. `buffers` is the volume's own: see buffers().
+  /// Of every queue pair. `buffers` is the volume's own: see buffers(); so is on_lost.
   QueuePairOptions queue{};
-  std::uint32_t requests = 256;  ///< taken at a time, 1 to 65536: in flight, or waiting for a path
+  /// Queue pairs, 1 to 64: the first is that of the thread that turns the volume's reactor, the others have threads of the
+  /// volume's own. Fewer if the target that open() finds grants fewer: Volume::lanes().
+  std::uint32_t lanes = 1;
+  /// Instead of such threads: the reactors of the second lane and all that follow; `lanes` is ignored. Others turn them, from before
+  /// open() until the volume is gone; they outlive it.
+  std::vector<transport::Reactor*> lane_reactors{};
+  std::uint32_t requests = 256;  ///< of each lane, taken at a time, 1 to 65536: in flight, or waiting for a path
   /// How long without a path until the volume fails; none: never; 0: at once. From the moment the path is lost.
   std::optional<Duration> on_loss{};
   /// Between two attempts to connect, doubled from one to the next; each is 50 to 100 % of that, by chance.
@@ -67,7 +73,8 @@ struct VolumeOptions {
   Duration attempt_timeout = std::chrono::seconds(3);
   Duration reach_timeout = std::chrono::seconds(1);
   /// Memory for writes that were done and not flushed, kept to be written again to a target that has lost them; at least
-  /// 4 MiB, 0: none are. When it is half full the volume flushes by itself. A request carries at most a quarter of it.
+  /// 4 MiB, 0: none are. When it is half full the volume flushes by itself. A request carries at most a quarter of it. Each
+  /// lane has an equal share, or 4 MiB.
   Bytes unflushed{32 * kMiB};
   Fencing fencing = Fencing::on;
   /// How long open() goes on trying, all URIs again and again, when what it met may pass; 0: one attempt per URI.
@@ -90,6 +97,19 @@ struct VolumeOptions {
   std::function<void(VolumeState, const Error*)> on_state{};
 };
 
+/// One of a volume's queue pairs and what is submitted to it. Belongs to the thread that turns its reactor; requests are done
+/// there. Requests of several lanes have no order, as those that are in flight together have none in one.
+class VolumeLane {
+ public:
+  virtual ~VolumeLane() = default;
+  /// As Volume::submit().
+  virtual Submitted submit(Request& request) = 0;
+  /// As this lane knows it: Volume::disk(), a moment ago.
+  [[nodiscard]] virtual const Namespace& disk() const noexcept = 0;
+  /// Any thread: Reactor::post() is the way in. While the volume has the lane do something it is turned from within a task.
+  [[nodiscard]] virtual transport::Reactor& reactor() const noexcept = 0;
+};
+
 /// One namespace, over one path at a time. Belongs to the thread that turns its reactor: every call, callbacks too. It must
 /// be the only writer of the namespace while it is open: what it writes again would be older than what others wrote since.
 /// No allocation per request.
@@ -106,7 +126,7 @@ class Volume {
   ~Volume();
   Volume(const Volume&) = delete;
   Volume& operator=(const Volume&) = delete;
-  /// What has not ended does so with Outcome::aborted, from within. Not from within a callback.
+  /// What has not ended does so with Outcome::aborted, from within, on its lane's thread. Not from within a callback.
   void close();
 
   /// As QueuePair's (queue_pair.h): same requests, same rules for what they name. `full`: VolumeOptions::requests are taken.
@@ -121,8 +141,12 @@ class Volume {
   Submitted discard(Request& request, std::span<const BlockRange> ranges);
   Submitted write_zeroes(Request& request, BlockRange range, nvme::Deallocate deallocate = nvme::Deallocate::no,
                          nvme::ForceUnitAccess fua = nvme::ForceUnitAccess::no);
-  /// What the calls above do once the request is filled in; `target` is set here.
+  /// What the calls above do once the request is filled in; `target` is set here. All of them: lane 0.
   Submitted submit(Request& request);
+
+  /// As long as the volume lives, also closed; the first is on the volume's reactor. Any thread, but for lane 0's own calls.
+  [[nodiscard]] std::size_t lanes() const noexcept;
+  [[nodiscard]] VolumeLane& lane(std::size_t which) noexcept;
 
   /// Turns the reactor and makes progress until `done` or `deadline` (then false). An attempt to connect ends first: up to a
   /// few times attempt_timeout later. Not from within a callback.
@@ -139,7 +163,7 @@ class Volume {
   /// removed: as it was.
   [[nodiscard]] const Namespace& disk() const noexcept;
   [[nodiscard]] Bytes request_max() const noexcept;  ///< of data in one request
-  /// Requests submitted and not done.
+  /// Requests submitted and not done, of all lanes.
   [[nodiscard]] std::uint32_t in_flight() const noexcept;
   /// As of now; 40 KiB, so they are not copied.
   [[nodiscard]] const VolumeStatistics& statistics() const noexcept;
@@ -150,6 +174,8 @@ class Volume {
 
  private:
   class Implementation;
+  class Lane;
+  struct Shared;
   explicit Volume(std::unique_ptr<Implementation> implementation) noexcept;
   std::unique_ptr<Implementation> implementation_;
 };

@@ -30,15 +30,16 @@ struct VolumeTraffic {
   CoarseHistogram latency;   ///< from submit() to done: with everything that happened to the path meanwhile
 };
 
-/// Since open().
+/// Since open(), of all lanes.
 struct VolumeStatistics {
   std::uint64_t losses = 0;     ///< of a live path
   std::uint64_t attempts = 0;   ///< to connect again
   std::uint64_t reissued = 0;   ///< requests sent again, each time counted
   std::uint64_t rewritten = 0;  ///< kept writes written again to a new incarnation
   std::uint64_t flushes = 0;    ///< of the volume's own
-  std::uint64_t unflushed = 0;  ///< bytes kept now
-  Duration longest_loss{};      ///< from loss to live
+  /// Bytes kept now; of a lane that has not written since, also what another one's flush has made durable.
+  std::uint64_t unflushed = 0;
+  Duration longest_loss{};  ///< from loss to live
   FenceKind fence = FenceKind::off;
   MemoryKind memory = MemoryKind::off;
   VolumeTraffic read;  ///< and compare

@@ -36,20 +36,24 @@ constexpr std::size_t kBlockBytes = 4096;
 
 /// Writes its own blocks again and again, each time with another number in it.
 struct Writer {
-  Volume* volume = nullptr;
+  initiator::VolumeLane* lane = nullptr;
   initiator::Request request;
   std::array<std::byte, kBlockBytes> data{};
   iovec piece{};
   std::uint64_t first = 0, next = 0;
   std::uint32_t number = 0;
   std::array<std::uint32_t, kBlocks / kWriters> acknowledged{};
-  std::uint64_t done = 0;
-  bool failed = false, stop = false;
+  // Written by the lane's thread, looked at by the test's.
+  std::atomic<std::uint64_t> done{0};
+  std::atomic<bool> failed{false}, stop{false}, over{false};
 
-  void start(Volume& on, std::uint64_t lba) {
-    volume = &on;
+  /// On the lane's thread, as everything that follows.
+  void start(initiator::VolumeLane& on, std::uint64_t lba) {
+    lane = &on;
     first = lba;
     piece = {data.data(), data.size()};
+    request.operation = initiator::Operation::write;
+    request.data = {&piece, 1};
     request.context = this;
     request.done = [](initiator::Request& request_) { static_cast<Writer*>(request_.context)->on_done(); };
     submit();
@@ -58,14 +62,18 @@ struct Writer {
     ++number;
     std::memcpy(data.data(), &number, sizeof number);
     std::memcpy(data.data() + kBlockBytes - sizeof number, &number, sizeof number);
-    failed = failed || volume->write(request, Lba(first + next), {&piece, 1}) != Submitted::accepted;
+    request.range = {Lba(first + next), Blocks(0)};
+    if (lane->submit(request) != Submitted::accepted) failed = true;
   }
   void on_done() {
-    ++done;
-    failed = failed || request.outcome != Outcome::success;
+    if (request.outcome != Outcome::success) failed = true;
     acknowledged[next] = number;
     next = (next + 1) % acknowledged.size();
-    if (!stop && !failed) submit();
+    ++done;
+    if (stop || failed)
+      over = true;
+    else
+      submit();
   }
 };
 
@@ -86,10 +94,10 @@ struct Here {
         std::vector<std::string>{RBT_TARGET, "--listen", "nvme+shm://?socket=" + socket, "--subsystem", kNqn, "--store",
                                  fmt::format("file:{},block=4096", image.string()), "--log-level", "error"});
   }
-  [[nodiscard]] std::unique_ptr<Volume> open() {
+  [[nodiscard]] std::unique_ptr<Volume> open(std::uint32_t lanes) {
     auto opened = Volume::open({*fabric, clock, null_logger(), random},
                                std::array{Uri::parse(fmt::format("nvme+shm:///{}/1?socket={}", kNqn, socket)).value()},
-                               *reactor, {});
+                               *reactor, {.lanes = lanes});
     if (!opened) FAIL(opened.error().message());
     return std::move(*opened);
   }
@@ -107,19 +115,23 @@ struct Here {
 }  // namespace
 
 TEST_CASE(
-    "Ten times the target is killed and started again: no request fails, and the first is done within 2 s of its "
-    "return") {
+    "Ten times the target is killed and started again under two lanes on threads of their own: no request fails, and "
+    "the first "
+    "is done within 2 s of its return") {
   Here here;
   auto target = here.start_target();
   REQUIRE(target->says(here.socket));
-  auto volume = here.open();
+  auto volume = here.open(2);
+  REQUIRE(volume->lanes() == 2);
   std::array<Writer, kWriters> writers;
-  for (std::size_t i = 0; i < kWriters; ++i)
-    writers[i].start(*volume, i * (kBlocks / kWriters));
+  for (std::size_t i = 0; i < kWriters; ++i) {
+    initiator::VolumeLane& lane = volume->lane(i % 2);
+    lane.reactor().post([&writer = writers[i], &lane, i] { writer.start(lane, i * (kBlocks / kWriters)); });
+  }
   const auto done = [&] {
     std::uint64_t sum = 0;
     for (const Writer& writer : writers)
-      sum += writer.done;
+      sum += writer.done.load();
     return sum;
   };
   const auto pass = [&](Duration time) { (void)volume->run_until([] { return false; }, here.clock.now() + time); };
@@ -156,7 +168,11 @@ TEST_CASE(
 
   for (Writer& writer : writers)
     writer.stop = true;
-  CHECK(volume->run_until([&] { return volume->in_flight() == 0; }, here.clock.now() + 30s));
+  const auto all_over = [&] {
+    return std::all_of(writers.begin(), writers.end(), [](const Writer& writer) { return writer.over.load(); });
+  };
+  REQUIRE(volume->run_until(all_over, here.clock.now() + 30s));
+  CHECK(volume->in_flight() == 0);
   for (const Writer& writer : writers) {
     CHECK_FALSE(writer.failed);
     for (std::size_t i = 0; i < writer.acknowledged.size(); ++i) {

@@ -45,6 +45,10 @@ RecoveryWorld::RecoveryWorld(std::uint64_t seed, const RecoveryPlan& plan, Logge
   check(disk.has_value(), "the disk can be made");
   disk_ = std::move(*disk);
   reactor_ = transport::Reactor::create(network_.clock(), logger, {.waiter = &network_}).value();
+  for (std::size_t i = 0; i < seed % kLanesMax; ++i) {
+    lane_reactors_.push_back(transport::Reactor::create(network_.clock(), logger, {.waiter = &network_}).value());
+    network_.add(*lane_reactors_.back());
+  }
   constexpr std::size_t kWorkerBytes = kTransferBlocks * 512;
   arena_ = transport::SharedMemory::create(Bytes(kWorkers * kWorkerBytes), {}).value();
   for (std::size_t i = 0; i < kWorkers; ++i) {
@@ -61,10 +65,14 @@ RecoveryWorld::RecoveryWorld(std::uint64_t seed, const RecoveryPlan& plan, Logge
 }
 
 void RecoveryWorld::open_volume(Duration patience) {
+  std::vector<transport::Reactor*> lanes;
+  for (const auto& reactor : lane_reactors_)
+    lanes.push_back(reactor.get());
   auto volume = initiator::Volume::open(
       {network_.fabric("host"), network_.clock(), logger_, random_}, std::array{Uri::parse(kUri).value()}, *reactor_,
       {.session = {.keep_alive = 2s, .command_timeout = kCommandTimeout},
        .queue = {.depth = 6, .bounce = Bytes(2 * kMiB)},
+       .lane_reactors = lanes,
        .unflushed = Bytes(plan_.remember ? 4 * kMiB : 0),
        .fencing = plan_.fencing,
        .open_patience = patience,
@@ -90,13 +98,14 @@ void RecoveryWorld::kill_process() {
   for (Worker& worker : workers_)
     if (std::exchange(worker.orphaned, false)) orphans.push_back(&worker);
   std::sort(orphans.begin(), orphans.end(), [](const Worker* a, const Worker* b) { return a->began < b->began; });
-  for (Worker* const worker : orphans)
-    if (!failed() && volume_->submit(worker->request) != Submitted::accepted)
-      fail("an orphaned request is not accepted");
+  for (Worker* const orphan : orphans)
+    if (!failed() && resubmit(*orphan) != Submitted::accepted) fail("an orphaned request is not accepted");
 }
 
 RecoveryWorld::~RecoveryWorld() {
   volume_.reset();
+  for (const auto& reactor : lane_reactors_)
+    network_.remove(*reactor);
   if (target_) power_off();
 }
 
@@ -200,18 +209,21 @@ void RecoveryWorld::submit(Worker& worker) {
       model_.begin_write(block, worker.tag, worker.began);
 }
 
+Submitted RecoveryWorld::resubmit(Worker& worker) {
+  return volume_->lane(worker.lane).submit(worker.request);
+}
+
 Submitted RecoveryWorld::submit_chosen(Worker& worker, Operation operation) {
-  const auto fua = random_.once_in(6) ? nvme::ForceUnitAccess::yes : nvme::ForceUnitAccess::no;
+  worker.lane = volume_->lanes() == 1 ? 0 : random_.below(volume_->lanes());
   initiator::Request& request = worker.request;
-  switch (operation) {
-    case Operation::read: return volume_->read(request, worker.range.first, {&worker.piece, 1});
-    case Operation::write: return volume_->write(request, worker.range.first, {&worker.piece, 1}, fua);
-    case Operation::write_zeroes: return volume_->write_zeroes(request, worker.range, nvme::Deallocate::no, fua);
-    case Operation::discard: return volume_->discard(request, {&worker.range, 1});
-    case Operation::flush: return volume_->flush(request);
-    case Operation::compare: break;
-  }
-  return Submitted::refused;
+  request.operation = operation;
+  request.range = worker.range;
+  request.data = {&worker.piece, 1};
+  request.ranges = {&worker.range, 1};
+  request.deallocate = nvme::Deallocate::no;
+  request.fua =
+      operation != Operation::read && random_.once_in(6) ? nvme::ForceUnitAccess::yes : nvme::ForceUnitAccess::no;
+  return resubmit(worker);
 }
 
 void RecoveryWorld::finish(Worker& worker) {

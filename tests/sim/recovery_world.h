@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "initiator/volume.h"
 #include "target/store/drop_unflushed.h"
@@ -45,6 +46,7 @@ class RecoveryWorld {
 
  private:
   static constexpr std::size_t kWorkers = 8;
+  static constexpr std::size_t kLanesMax = 3;  // a seed has one to so many
   static constexpr std::uint64_t kBlocks = 64;
   static constexpr std::uint64_t kTransferBlocks = 8;
 
@@ -55,6 +57,7 @@ class RecoveryWorld {
     std::span<std::byte> memory;
     iovec piece{};
     BlockRange range;
+    std::size_t lane = 0;
     std::uint64_t tag = 0;
     Moment began = 0;
     bool busy = false;
@@ -67,6 +70,7 @@ class RecoveryWorld {
   void power_off();
   void disturb();
   void submit(Worker& worker);
+  [[nodiscard]] initiator::Submitted resubmit(Worker& worker);
   [[nodiscard]] initiator::Submitted submit_chosen(Worker& worker, initiator::Operation operation);
   void finish(Worker& worker);
   void check_read(const Worker& worker);
@@ -88,6 +92,7 @@ class RecoveryWorld {
   std::unique_ptr<transport::Reactor> target_reactor_;
   std::unique_ptr<target::Target> target_;
   std::unique_ptr<transport::Reactor> reactor_;
+  std::vector<std::unique_ptr<transport::Reactor>> lane_reactors_;  // of the second lane and of the third
   transport::SharedMemory arena_;
   std::unique_ptr<initiator::Volume> volume_;
   std::optional<initiator::Succession> record_;  // that processes leave to each other
