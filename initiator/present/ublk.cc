@@ -5,25 +5,23 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cerrno>
-#include <optional>
+#include <functional>
+#include <span>
+#include <thread>
 #include <utility>
 
 #include "common/check.h"
 #include "common/sizes.h"
+#include "initiator/present/io_flusher.h"
 #include "initiator/present/ublk_control.h"
 #include "initiator/present/ublk_ring.h"
-
-// Newer than some C libraries' headers (linux/prctl.h has them since Linux 5.6).
-#ifndef PR_SET_IO_FLUSHER
-#define PR_SET_IO_FLUSHER 57
-#define PR_GET_IO_FLUSHER 58
-#endif
+#include "transport/reactor/run_on.h"
 
 namespace rbt::initiator {
 
@@ -38,30 +36,6 @@ constexpr Duration kNodeInterval = 10ms;  // between two looks
 constexpr std::uint32_t kQueuesMax = 64;
 constexpr std::uint32_t kDepthMax = 1024;  // kernels before 6.3 overflow beyond 2728
 constexpr unsigned kSectorShift = 9;
-
-/// The thread is one that memory reclaim waits for: its allocations must not wait for reclaim (Linux: PF_MEMALLOC_NOIO). As it was,
-/// in the end.
-class IoFlusher {
- public:
-  IoFlusher() noexcept = default;
-  ~IoFlusher() {
-    if (ours_) ::prctl(PR_SET_IO_FLUSHER, 0UL, 0UL, 0UL, 0UL);
-  }
-  IoFlusher(const IoFlusher&) = delete;
-  IoFlusher& operator=(const IoFlusher&) = delete;
-  // The last three arguments must be 0: else EINVAL, and nothing else tells.
-  [[nodiscard]] Result<void> begin() {
-    if (::prctl(PR_GET_IO_FLUSHER, 0UL, 0UL, 0UL, 0UL) == 1) return {};
-    if (::prctl(PR_SET_IO_FLUSHER, 1UL, 0UL, 0UL, 0UL) != 0)
-      return errno_failure(errno, "telling the kernel that memory reclaim waits for this thread (PR_SET_IO_FLUSHER)",
-                           "it takes CAP_SYS_RESOURCE: run it as root");
-    ours_ = true;
-    return {};
-  }
-
- private:
-  bool ours_ = false;
-};
 
 Result<void> check_options(const DeviceOptions& options) {
   if (options.queues < 1 || options.queues > kQueuesMax)
@@ -97,6 +71,16 @@ class UblkDevice final : public Device {
   [[nodiscard]] Result<void> remove(Instant deadline) override;
 
  private:
+  /// What one lane of the volume serves; all but the first three is that lane's thread's.
+  struct Worker {
+    VolumeLane* lane = nullptr;
+    std::uint32_t first = 0;  // of the hardware queues
+    std::uint32_t queues = 0;
+    Result<void> begun{};  // written there, read here when that is over
+    std::unique_ptr<IoFlusher> flusher{};
+    std::unique_ptr<UblkRing> ring{};
+    std::unique_ptr<UblkQueue> queue{};  // its counters: any thread's
+  };
   [[nodiscard]] Result<void> make();
   [[nodiscard]] Result<void> take_over(std::uint32_t number);
   [[nodiscard]] Result<void> check_same(const ublk_params& params) const;
@@ -104,6 +88,12 @@ class UblkDevice final : public Device {
   [[nodiscard]] Result<void> take_slots();
   [[nodiscard]] Result<int> open_character_device();
   [[nodiscard]] Result<void> wait_for_node();
+  [[nodiscard]] Result<void> open_rings(int device);
+  [[nodiscard]] Result<void> fetch();
+  void on_workers(const std::function<void(Worker&)>& what);
+  [[nodiscard]] bool all_ended() const noexcept;
+  [[nodiscard]] std::uint32_t tags_ended() const noexcept;
+  [[nodiscard]] int why_ended() const noexcept;
   void give_up_requests();
   [[nodiscard]] bool pass(const std::function<bool()>& done, Instant deadline);
   [[nodiscard]] bool pass_without_patience(const std::function<bool()>& done, Instant patience, Instant deadline);
@@ -114,15 +104,14 @@ class UblkDevice final : public Device {
 
   Volume& volume_;
   transport::Reactor& reactor_;
-  IoFlusher flusher_;
+  IoFlusher flusher_;  // of the volume's thread
   DeviceOptions options_;
   ublksrv_ctrl_dev_info info_{};
   std::uint64_t sectors_ = 0;  // that the kernel's device has
   std::string path_;
   std::unique_ptr<UblkControl> control_;
   std::vector<std::span<std::byte>> slots_;
-  std::unique_ptr<UblkRing> ring_;
-  std::unique_ptr<UblkQueue> queue_;
+  std::vector<Worker> workers_;  // the first is on the volume's thread
   Instant deadline_{};
   bool made_ = false;      // by us; while open() has not succeeded, nobody misses it
   bool removing_ = false;  // that tags are taken back is our doing
@@ -133,17 +122,30 @@ class UblkDevice final : public Device {
 
 UblkDevice::~UblkDevice() {
   give_up_requests();
-  ring_.reset();
-  queue_.reset();
+  on_workers([](Worker& worker) {
+    worker.ring.reset();
+    worker.queue.reset();
+    worker.flusher.reset();
+  });
   for (const auto& slot : slots_)
     volume_.buffers()->free(slot);
 }
 
 // Their memory is ours. A volume ends single requests only with its path.
 void UblkDevice::give_up_requests() {
-  if (!queue_) return;
-  queue_->let_go();
-  if (queue_->with_volume() != 0) volume_.close();
+  on_workers([](Worker& worker) {
+    if (worker.queue) worker.queue->let_go();
+  });
+  if (std::any_of(workers_.begin(), workers_.end(),
+                  [](const Worker& worker) { return worker.queue && worker.queue->with_volume() != 0; }))
+    volume_.close();
+}
+
+void UblkDevice::on_workers(const std::function<void(Worker&)>& what) {
+  std::vector<transport::Reactor*> reactors;
+  for (const Worker& worker : workers_)
+    reactors.push_back(&worker.lane->reactor());
+  transport::run_on(reactor_, reactors, [&](std::size_t which) { what(workers_[which]); });
 }
 
 // ---- making one
@@ -160,7 +162,9 @@ Result<void> UblkDevice::open(const DeviceOptions& options) {
   if (there) there = wait_for_node();
   if (there) return there;
   give_up_requests();
-  if (ring_) ring_->close();
+  on_workers([](Worker& worker) {
+    if (worker.ring) worker.ring->close();
+  });
   if (!made_) return there;  // what was to be taken over stays for the next one who tries
   auto gone = control_->remove(info_.dev_id, now() + kPatience, {});
   if (!gone)
@@ -245,23 +249,70 @@ Result<void> UblkDevice::serve() {
   if (auto taken = take_slots(); !taken) return taken;
   auto device = open_character_device();
   if (!device) return failure(std::move(device.error()));
-  auto ring = UblkRing::open(reactor_,
-                             {.number = info_.dev_id,
-                              .queues = info_.nr_hw_queues,
-                              .depth = info_.queue_depth,
-                              .encoded = (control_->features() & ublk::kFeatureIoctlEncode) != 0},
-                             *device);
-  if (!ring) return failure(std::move(ring.error()));
-  ring_ = std::move(*ring);
-  queue_ = std::make_unique<UblkQueue>(volume_, *ring_, slots_);
-  ring_->serve(*queue_);
-  queue_->fetch_all();
-  ring_->flush();  // from this thread, which so becomes the daemon of all queues
-  if (queue_->ended() != 0)
-    return errno_failure(queue_->why_ended(), fmt::format("fetching the requests of ublk device {}", info_.dev_id),
-                         "the kernel's log may say more");
+  auto begun = open_rings(*device);
+  ::close(*device);  // each ring has its own descriptor of it
+  if (begun) begun = fetch();
+  if (!begun) return begun;
   return options_.recover ? control_->end_recovery(info_.dev_id, deadline_, passing())
                           : control_->start(info_.dev_id, deadline_, passing());
+}
+
+// Hardware queues are shared out among the volume's lanes: one for each, if there are as many.
+Result<void> UblkDevice::open_rings(int device) {
+  const std::uint32_t queues = info_.nr_hw_queues;
+  const auto lanes = static_cast<std::uint32_t>(std::min<std::size_t>(volume_.lanes(), queues));
+  for (std::uint32_t i = 0; i < lanes; ++i) {
+    const std::uint32_t first = i * queues / lanes;
+    workers_.push_back({.lane = &volume_.lane(i), .first = first, .queues = (i + 1) * queues / lanes - first});
+  }
+  on_workers([&](Worker& worker) {
+    worker.flusher = std::make_unique<IoFlusher>();
+    worker.begun = worker.flusher->begin();
+    if (!worker.begun) return;
+    const int own = ::fcntl(device, F_DUPFD_CLOEXEC, 0);
+    if (own < 0) {
+      worker.begun = errno_failure(errno, "duplicating a descriptor", "raise the limit of open files (`ulimit -n`)");
+      return;
+    }
+    auto ring = UblkRing::open(worker.lane->reactor(),
+                               {.number = info_.dev_id,
+                                .first = worker.first,
+                                .queues = worker.queues,
+                                .depth = info_.queue_depth,
+                                .encoded = (control_->features() & ublk::kFeatureIoctlEncode) != 0},
+                               own);
+    if (!ring) {
+      worker.begun = failure(std::move(ring.error()));
+      return;
+    }
+    worker.ring = std::move(*ring);
+    worker.queue =
+        std::make_unique<UblkQueue>(*worker.lane, *worker.ring,
+                                    std::span(slots_).subspan(std::size_t{worker.first} * info_.queue_depth,
+                                                              std::size_t{worker.queues} * info_.queue_depth));
+  });
+  for (Worker& worker : workers_)
+    if (!worker.begun) return std::move(worker.begun);
+  return {};
+}
+
+// Each thread becomes the daemon of its queues. They enter the kernel at the same moment, and stay there until it is done: a kernel that a
+// dead process has left with the tags of some queues only oopses when the next one takes over.
+Result<void> UblkDevice::fetch() {
+  std::atomic<std::size_t> ready{0};  // all threads'
+  on_workers([&](Worker& worker) {
+    worker.ring->serve(*worker.queue, [&reactor = reactor_] { reactor.wake(); });
+    worker.queue->fetch_all();
+    ready.fetch_add(1, std::memory_order_acq_rel);
+    while (ready.load(std::memory_order_acquire) != workers_.size())
+      std::this_thread::yield();
+    worker.begun = worker.ring->begin();
+  });
+  for (Worker& worker : workers_)
+    if (!worker.begun) return std::move(worker.begun);
+  if (tags_ended() == 0) return {};
+  return errno_failure(why_ended(), fmt::format("fetching the requests of ublk device {}", info_.dev_id),
+                       "the kernel's log may say more");
 }
 
 Result<void> UblkDevice::take_slots() {
@@ -324,14 +375,30 @@ bool UblkDevice::pass(const std::function<bool()>& done, Instant deadline) {
 
 // ---- while it lives
 
+std::uint32_t UblkDevice::tags_ended() const noexcept {
+  std::uint32_t sum = 0;
+  for (const Worker& worker : workers_)
+    if (worker.queue) sum += worker.queue->ended();
+  return sum;
+}
+
+bool UblkDevice::all_ended() const noexcept {
+  return tags_ended() == slots_.size();
+}
+
+int UblkDevice::why_ended() const noexcept {
+  for (const Worker& worker : workers_)
+    if (worker.queue && worker.queue->ended() != 0) return worker.queue->why_ended();
+  return 0;
+}
+
 const Error* UblkDevice::ended() const noexcept {
-  if (!queue_ || removing_ || queue_->ended() == 0) return nullptr;
+  if (removing_ || tags_ended() == 0) return nullptr;
   if (!ended_)
-    ended_.emplace(
-        ErrorKind::disconnected,
-        queue_->why_ended() == ENODEV
-            ? fmt::format("{} was stopped by somebody else: its requests fail", path_)
-            : fmt::format("{}: the kernel has taken requests back ({})", path_, strerrorname_np(queue_->why_ended())));
+    ended_.emplace(ErrorKind::disconnected,
+                   why_ended() == ENODEV ? fmt::format("{} was stopped by somebody else: its requests fail", path_)
+                                         : fmt::format("{}: the kernel has taken requests back ({})", path_,
+                                                       strerrorname_np(why_ended())));
   return &*ended_;
 }
 
@@ -363,16 +430,16 @@ bool UblkDevice::pass_without_patience(const std::function<bool()>& done, Instan
 Result<void> UblkDevice::remove(Instant deadline) {
   const Instant patience = now() + (deadline - now()) / 2;
   removing_ = true;
-  if (ring_) {
+  if (!workers_.empty()) {
     auto stopped = control_->stop(info_.dev_id, deadline, [&](const std::function<bool()>& done, Instant) {
       return pass_without_patience(done, patience, deadline);
     });
     if (!stopped && stopped.error().kind() != ErrorKind::not_found) return stopped;
-    if (!reactor_.run_until([this] { return queue_->all_ended(); }, deadline))
+    if (!reactor_.run_until([this] { return all_ended(); }, deadline))
       return failure(ErrorKind::timed_out,
                      fmt::format("{} is stopped, but the kernel has not taken back {} of its {} requests", path_,
-                                 slots_.size() - queue_->ended(), slots_.size()));
-    ring_->close();
+                                 slots_.size() - tags_ended(), slots_.size()));
+    on_workers([](Worker& worker) { worker.ring->close(); });
   }
   auto gone = control_->remove(info_.dev_id, deadline, [this](const std::function<bool()>& done, Instant end) {
     return reactor_.run_until(done, end);
@@ -386,8 +453,13 @@ Bytes ublk_buffers(const DeviceOptions& options) noexcept {
   return Bytes(std::uint64_t{options.queues} * depth_of(options) * options.io_max.value());
 }
 
+std::uint32_t ublk_lanes(const DeviceOptions& options) noexcept {
+  return std::clamp(std::min(options.queues, std::thread::hardware_concurrency()), 1U, kQueuesMax);
+}
+
 std::uint32_t ublk_requests(const DeviceOptions& options) noexcept {
-  return std::max(options.queues * depth_of(options), 1U);
+  const std::uint32_t lanes = ublk_lanes(options);
+  return std::max((options.queues + lanes - 1) / lanes * depth_of(options), 1U);
 }
 
 Result<std::unique_ptr<Device>> present_ublk(Volume& volume, transport::Reactor& reactor,

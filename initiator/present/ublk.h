@@ -11,15 +11,16 @@
 
 namespace rbt::initiator {
 
-/// What the volume is to be opened with: VolumeOptions::queue.buffers and VolumeOptions::requests. To take over a device: with
-/// UblkInfo::options of it.
+/// What the volume is to be opened with: VolumeOptions::queue.buffers, ::lanes and ::requests. With fewer lanes, one of them serves
+/// several hardware queues. To take over a device: with UblkInfo::options of it.
 [[nodiscard]] Bytes ublk_buffers(const DeviceOptions& options) noexcept;
+[[nodiscard]] std::uint32_t ublk_lanes(const DeviceOptions& options) noexcept;
 [[nodiscard]] std::uint32_t ublk_requests(const DeviceOptions& options) noexcept;
 
 /// Makes a device, or takes over the one that a dead process has left (DeviceOptions::recover): then the volume must be the same
 /// disk, and nothing that the dead process has sent may still be under way. Blocks, half a minute at most, turning the volume; its
-/// disk is in use before this returns. The thread becomes one that memory reclaim waits for (PR_SET_IO_FLUSHER), for as long as the
-/// device lives. Queues beyond the machine's processors are not made; queues times depth is cut to 32768. Errors: module or
+/// disk is in use before this returns. The thread of each lane serves a hardware queue, and becomes one that memory reclaim waits for
+/// (PR_SET_IO_FLUSHER), for as long as the device lives. Queues beyond the machine's processors are not made; queues times depth is cut to 32768. Errors: module or
 /// privilege missing (CAP_SYS_ADMIN, CAP_SYS_RESOURCE), not enough buffers, mismatch (another disk than the device was made for), in_use
 /// (its process lives), timed_out (the kernel has not answered).
 [[nodiscard]] Result<std::unique_ptr<Device>> present_ublk(Volume& volume, transport::Reactor& reactor,

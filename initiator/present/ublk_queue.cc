@@ -82,8 +82,8 @@ std::optional<UblkWish> decode(const ublksrv_io_desc& descriptor, BlockShift shi
 
 // ---- the queue
 
-UblkQueue::UblkQueue(Volume& volume, UblkKernel& kernel, std::span<const std::span<std::byte>> slots)
-    : volume_(volume), kernel_(kernel), tags_(slots.size()) {
+UblkQueue::UblkQueue(VolumeLane& lane, UblkKernel& kernel, std::span<const std::span<std::byte>> slots)
+    : lane_(lane), kernel_(kernel), tags_(slots.size()) {
   for (std::size_t i = 0; i < tags_.size(); ++i) {
     Tag& tag = tags_[i];
     tag.queue = this;
@@ -97,7 +97,7 @@ UblkQueue::UblkQueue(Volume& volume, UblkKernel& kernel, std::span<const std::sp
 }
 
 UblkQueue::~UblkQueue() {
-  check(with_volume_ == 0, "the volume has ended its requests before their memory goes");
+  check(with_volume() == 0, "the volume has ended its requests before their memory goes");
 }
 
 void UblkQueue::fetch_all() {
@@ -115,11 +115,11 @@ void UblkQueue::on_answer(std::uint32_t number, int result, const ublksrv_io_des
   --with_kernel_;
   if (result != UBLK_IO_RES_OK) {
     tag.where = Where::ended;
-    ++ended_;
-    if (why_ended_ == 0) why_ended_ = result < 0 ? -result : EPROTO;
+    if (why_ended() == 0) why_ended_.store(result < 0 ? -result : EPROTO, std::memory_order_relaxed);
+    ended_.store(ended() + 1, std::memory_order_release);
     return;
   }
-  const auto wish = decode(descriptor, volume_.disk().block_shift, Bytes(tag.slot.size()));
+  const auto wish = decode(descriptor, lane_.disk().block_shift, Bytes(tag.slot.size()));
   if (!wish) return commit(tag, -EOPNOTSUPP);
   begin(tag, *wish);
 }
@@ -145,14 +145,14 @@ void UblkQueue::begin(Tag& tag, const UblkWish& wish) {
 
 bool UblkQueue::submit(Tag& tag) {
   tag.where = Where::volume;
-  switch (volume_.submit(tag.request)) {
-    case Submitted::accepted: ++with_volume_; return true;
+  switch (lane_.submit(tag.request)) {
+    case Submitted::accepted: with_volume_.store(with_volume() + 1, std::memory_order_relaxed); return true;
     case Submitted::full: return false;
     case Submitted::refused: break;
     case Submitted::dead: tag.request.outcome = Outcome::disconnected; break;
   }
   const Ending ending{tag.request.outcome, tag.request.status};
-  commit(tag, -errno_of(tag.request.operation, ending, volume_.disk().read_only));
+  commit(tag, -errno_of(tag.request.operation, ending, lane_.disk().read_only));
   return true;
 }
 
@@ -174,10 +174,10 @@ std::size_t UblkQueue::retry() {
 
 void UblkQueue::on_done(Tag& tag) {
   check(tag.where == Where::volume, "the volume ends a request once");
-  --with_volume_;
+  with_volume_.store(with_volume() - 1, std::memory_order_relaxed);
   if (let_go_) return;
   const Ending ending{tag.request.outcome, tag.request.status};
-  commit(tag, ending.ok() ? tag.bytes : -errno_of(tag.request.operation, ending, volume_.disk().read_only));
+  commit(tag, ending.ok() ? tag.bytes : -errno_of(tag.request.operation, ending, lane_.disk().read_only));
 }
 
 void UblkQueue::commit(Tag& tag, int result) {

@@ -1,6 +1,7 @@
 #pragma once
 // The requests of a ublk device, from the kernel's descriptor to its result: no system call here. The kernel's side is a seam.
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -40,13 +41,13 @@ class UblkKernel {
   virtual void commit(std::uint32_t tag, int result, std::span<std::byte> slot) = 0;
 };
 
-/// All tags of all hardware queues, numbered queue after queue. Each is with the kernel, with the volume, or waits for room
-/// there, and has a slot of memory for life: what a swap would save, memory, is needed anyway, for any tag may be a write. Belongs
-/// to the volume's thread. No allocation per request.
+/// All tags of the hardware queues that one lane of the volume serves, numbered queue after queue. Each is with the kernel, with the
+/// volume, or waits for room there, and has a slot of memory for life: what a swap would save, memory, is needed anyway, for any tag
+/// may be a write. Belongs to the lane's thread. No allocation per request.
 class UblkQueue {
  public:
-  /// `slots`: one per tag. Volume and kernel outlive it.
-  UblkQueue(Volume& volume, UblkKernel& kernel, std::span<const std::span<std::byte>> slots);
+  /// `slots`: one per tag. Lane and kernel outlive it.
+  UblkQueue(VolumeLane& lane, UblkKernel& kernel, std::span<const std::span<std::byte>> slots);
   /// let_go() was called, or no request is with the volume.
   ~UblkQueue();
   UblkQueue(const UblkQueue&) = delete;
@@ -61,13 +62,14 @@ class UblkQueue {
   void let_go() noexcept { let_go_ = true; }
 
   [[nodiscard]] std::uint32_t with_kernel() const noexcept { return with_kernel_; }
-  [[nodiscard]] std::uint32_t with_volume() const noexcept { return with_volume_; }
   [[nodiscard]] std::uint32_t waiting() const noexcept { return waiting_; }
+  // Any thread.
+  [[nodiscard]] std::uint32_t with_volume() const noexcept { return with_volume_.load(std::memory_order_relaxed); }
   /// Tags that the kernel has taken back.
-  [[nodiscard]] std::uint32_t ended() const noexcept { return ended_; }
-  [[nodiscard]] bool all_ended() const noexcept { return ended_ == tags_.size(); }
+  [[nodiscard]] std::uint32_t ended() const noexcept { return ended_.load(std::memory_order_acquire); }
+  [[nodiscard]] bool all_ended() const noexcept { return ended() == tags_.size(); }
   /// The errno of the first that was taken back; 0: none was.
-  [[nodiscard]] int why_ended() const noexcept { return why_ended_; }
+  [[nodiscard]] int why_ended() const noexcept { return why_ended_.load(std::memory_order_relaxed); }
 
  private:
   enum class Where : std::uint8_t {
@@ -97,16 +99,17 @@ class UblkQueue {
   void on_done(Tag& tag);
   void commit(Tag& tag, int result);
 
-  Volume& volume_;
+  VolumeLane& lane_;
   UblkKernel& kernel_;
   std::vector<Tag> tags_;
   Tag* first_ = nullptr;  // in line
   Tag* last_ = nullptr;
   std::uint32_t with_kernel_ = 0;
-  std::uint32_t with_volume_ = 0;
   std::uint32_t waiting_ = 0;
-  std::uint32_t ended_ = 0;
-  int why_ended_ = 0;
+  // Written by the lane's thread only.
+  std::atomic<std::uint32_t> with_volume_{0};
+  std::atomic<std::uint32_t> ended_{0};  // released behind why_ended_
+  std::atomic<int> why_ended_{0};
   bool let_go_ = false;
 };
 

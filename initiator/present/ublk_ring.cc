@@ -33,7 +33,6 @@ std::size_t whole_pages(std::size_t bytes) noexcept {
 
 Result<std::unique_ptr<UblkRing>> UblkRing::open(transport::Reactor& reactor, const UblkShape& shape, int device) {
   std::unique_ptr<UblkRing> ring(new UblkRing(reactor, shape, device));
-  if (auto mapped = ring->map_descriptors(); !mapped) return failure(std::move(mapped.error()));
   if (auto made = ring->make_ring(); !made) return failure(std::move(made.error()));
   return ring;
 }
@@ -48,9 +47,10 @@ Result<void> UblkRing::map_descriptors() {
   const std::size_t stride = whole_pages(UBLK_MAX_QUEUE_DEPTH * sizeof(ublksrv_io_desc));
   for (std::uint32_t i = 0; i < shape_.queues; ++i) {
     void* const at = ::mmap(nullptr, mapping_, PROT_READ, MAP_SHARED | MAP_POPULATE, device_,
-                            static_cast<off_t>(UBLKSRV_CMD_BUF_OFFSET + i * stride));
+                            static_cast<off_t>(UBLKSRV_CMD_BUF_OFFSET + (shape_.first + i) * stride));
     if (at == MAP_FAILED)
-      return errno_failure(errno, fmt::format("mapping the descriptors of queue {} of /dev/ublkc{}", i, shape_.number));
+      return errno_failure(
+          errno, fmt::format("mapping the descriptors of queue {} of /dev/ublkc{}", shape_.first + i, shape_.number));
     descriptors_.push_back(static_cast<const ublksrv_io_desc*>(at));
   }
   return {};
@@ -79,8 +79,9 @@ Result<void> UblkRing::make_ring() {
   });
 }
 
-void UblkRing::serve(UblkQueue& queue) {
+void UblkRing::serve(UblkQueue& queue, std::function<void()> on_taken_back) {
   queue_ = &queue;
+  on_taken_back_ = std::move(on_taken_back);
   reactor_.add(*this);
 }
 
@@ -118,7 +119,7 @@ void UblkRing::put(const ublk::Io& what, std::uint32_t tag, int result, std::spa
   entry->cmd_op = shape_.encoded ? what.encoded : what.number;
   entry->user_data = tag;
   ublksrv_io_cmd command{};
-  command.q_id = static_cast<std::uint16_t>(tag / shape_.depth);
+  command.q_id = static_cast<std::uint16_t>(shape_.first + tag / shape_.depth);
   command.tag = static_cast<std::uint16_t>(tag % shape_.depth);
   command.result = result;
   command.addr = reinterpret_cast<std::uintptr_t>(slot.data());
@@ -136,9 +137,14 @@ std::size_t UblkRing::submit() {
   return ready;
 }
 
-void UblkRing::flush() {
+Result<void> UblkRing::begin() {
   (void)submit();
-  (void)reap();
+  auto mapped = map_descriptors();
+  if (mapped)
+    (void)reap();
+  else
+    close();
+  return mapped;
 }
 
 // ---- from the kernel
@@ -146,11 +152,13 @@ void UblkRing::flush() {
 std::size_t UblkRing::reap() {
   std::array<io_uring_cqe*, 128> entries{};
   const unsigned count = io_uring_peek_batch_cqe(&ring_, entries.data(), entries.size());
+  const std::uint32_t before = queue_->ended();
   for (unsigned i = 0; i < count; ++i) {
     const auto tag = static_cast<std::uint32_t>(entries[i]->user_data);
     queue_->on_answer(tag, entries[i]->res, descriptor(tag));
   }
   io_uring_cq_advance(&ring_, count);
+  if (queue_->ended() != before) on_taken_back_();
   return count;
 }
 

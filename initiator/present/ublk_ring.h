@@ -1,9 +1,10 @@
 #pragma once
-// The kernel's side of a ublk device's requests: /dev/ublkcN, the descriptors it maps, and one io_uring for all hardware queues.
+// The kernel's side of a ublk device's requests: /dev/ublkcN, the descriptors it maps, and one io_uring for some hardware queues.
 
 #include <liburing.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -15,12 +16,13 @@ namespace rbt::initiator {
 
 struct UblkShape {
   std::uint32_t number = 0;
-  std::uint32_t queues = 1;
+  std::uint32_t first = 0;   ///< of the hardware queues that this ring has
+  std::uint32_t queues = 1;  ///< how many
   std::uint32_t depth = 1;
   bool encoded = true;  ///< command numbers as of Linux 6.4
 };
 
-/// Belongs to the reactor's thread, which is the only one that may send it commands: it is the daemon of all queues. One ring,
+/// Belongs to the reactor's thread, which is the only one that may send it commands: it is the daemon of these queues. One ring,
 /// and so one system call per turn for everything that has come and gone; a turn of the reactor is a batch.
 class UblkRing final : public UblkKernel, private transport::Source {
  public:
@@ -35,11 +37,12 @@ class UblkRing final : public UblkKernel, private transport::Source {
   UblkRing(const UblkRing&) = delete;
   UblkRing& operator=(const UblkRing&) = delete;
 
-  /// Who is told. Before the first fetch().
-  void serve(UblkQueue& queue);
-  /// Sends what fetch() and commit() have put down. All of it in one call, so that a process is killed before it or behind it: a
-  /// kernel that a dead process has left with half of the fetches oopses at the next START_USER_RECOVERY.
-  void flush();
+  /// Who is told. Before the first fetch(). `on_taken_back`: the kernel has taken tags back, some or all; from within a turn.
+  void serve(UblkQueue& queue, std::function<void()> on_taken_back);
+  /// Sends what fetch() has put down. All of it in one call, so that a process is killed before it or behind it: a kernel that a dead
+  /// process has left with half of the fetches oopses at the next START_USER_RECOVERY. Maps the descriptors only then: they are the first
+  /// process's that maps one, until a START_USER_RECOVERY that finds every tag fetched. Error: it is closed.
+  [[nodiscard]] Result<void> begin();
   /// Lets go early. It closes by itself when the kernel has taken all tags back: whoever wants the device gone waits for that.
   void close();
 
@@ -66,6 +69,7 @@ class UblkRing final : public UblkKernel, private transport::Source {
   UblkShape shape_;
   int device_;
   UblkQueue* queue_ = nullptr;
+  std::function<void()> on_taken_back_;
   std::vector<const ublksrv_io_desc*> descriptors_;  // per hardware queue, read-only, the kernel's
   std::size_t mapping_ = 0;                          // bytes of each
   io_uring ring_{};

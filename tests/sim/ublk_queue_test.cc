@@ -54,7 +54,7 @@ struct Rig {
     std::array<std::span<std::byte>, kTags> slots;
     for (auto& slot : slots)
       slot = volume->buffers()->allocate(kSlot);
-    queue = std::make_unique<UblkQueue>(*volume, kernel, slots);
+    queue = std::make_unique<UblkQueue>(volume->lane(0), kernel, slots);
     queue->fetch_all();
   }
   ~Rig() {

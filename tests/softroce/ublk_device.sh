@@ -29,6 +29,12 @@ value() { cat "/sys/block/${device#/dev/}/queue/$1"; }
 is() { [[ $(value "$1") == "$2" ]] || { echo "$1 is '$(value "$1")', not '$2'"; return 1; }; }
 state() { "$program" --list | awk -v number="$number" '$1 == number { print $2 }'; }
 is_in_state() { [[ $(state) == "$1" ]]; }
+# Of the volume's process: its io_urings (each has a task of its own that keeps it open), and its threads beside the first.
+rings_and_threads() { echo "$(pgrep -c -P "$daemon_pid" rbt-ublk-ring) $(cat /proc/"$daemon_pid"/task/*/comm | grep -c '^rbt-lane-')"; }
+connections() { # NUMBER
+	kill -USR1 "${daemon_pids[target]}"
+	grep -q "; $1 connections;" "$RBT_RIG_OUTPUT/target.log"
+}
 nothing_left() {
 	local left
 	left=$(find /dev /sys/block /sys/class/ublk-char/ -name 'ublk[bc]*'; "$program" --list)
@@ -75,6 +81,8 @@ claim "No write cache, no FUA" is write_cache "write through"
 claim "Requests of 128 KiB" is max_sectors_kb 128
 claim "64 requests at a time" is nr_requests 64
 claim "Two hardware queues" test "$(find "/sys/block/${device#/dev/}/mq" -mindepth 1 -maxdepth 1 -type d | wc -l)" = 2
+claim "A thread with an io_uring for each of them" test "$(rings_and_threads)" = "2 1"
+claim "and an NVMe queue: the target has three connections" within 10 connections 3
 claim "Discards of single blocks" is discard_granularity 512
 claim "Discards of a gigabyte" is discard_max_bytes $((1 << 30))
 claim "Zeroes are written by the target" is write_zeroes_max_bytes $((32 << 20))
@@ -118,6 +126,7 @@ killed_while_taking_over() {
 	present "$name" "$memory" --recover "$number" && goes_on
 }
 claim "Successors are killed while they take over, and succeeded" killed_while_taking_over
+claim "The last one has as many threads and io_urings" test "$(rings_and_threads)" = "2 1"
 claim "No request has failed, and everything was there" load_ends
 claim "A device is not taken over for a smaller disk" ends 1 60 "made for another disk" "$program" "$file" --recover "$number"
 claim "A process that leaves without removing it" stop_daemon "$name" INT

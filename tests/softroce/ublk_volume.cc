@@ -88,6 +88,7 @@ int serve(std::span<const Uri> uris, const initiator::DeviceOptions& options, co
   if (!fabric) return complain(fabric.error());
   auto volume = initiator::Volume::open({**fabric, clock, *logger, random}, uris, **reactor,
                                         {.queue = {.depth = 256, .buffers = initiator::ublk_buffers(options)},
+                                         .lanes = initiator::ublk_lanes(options),
                                          .requests = initiator::ublk_requests(options),
                                          .attempt_timeout = 10s});
   if (!volume) return complain(volume.error());

@@ -185,6 +185,7 @@ const std::vector<Presenter>& presenters() {
        .modules = {"ublk_drv"},
        .examine = doctor::examine_ublk,
        .buffers = initiator::ublk_buffers,
+       .lanes = initiator::ublk_lanes,
        .requests = initiator::ublk_requests,
        .present = present_by_ublk,
        .node = "/dev/ublkb",

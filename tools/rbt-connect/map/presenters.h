@@ -30,8 +30,9 @@ struct Presenter {
   std::vector<const char*> modules{};  ///< of the kernel that it needs
   /// Whether this machine can, and why not.
   doctor::Finding (*examine)(const doctor::Machine& machine) = nullptr;
-  /// What the volume is opened with: QueuePairOptions::buffers, VolumeOptions::requests.
+  /// What the volume is opened with: QueuePairOptions::buffers, VolumeOptions::lanes (null: one) and ::requests.
   Bytes (*buffers)(const initiator::DeviceOptions& options) noexcept = nullptr;
+  std::uint32_t (*lanes)(const initiator::DeviceOptions& options) noexcept = nullptr;
   std::uint32_t (*requests)(const initiator::DeviceOptions& options) noexcept = nullptr;
   Result<std::unique_ptr<initiator::Device>> (*present)(const Making& making) = nullptr;
   const char* node = nullptr;  ///< the device's path is this and its number

@@ -146,6 +146,7 @@ Result<void> Process::open_volume(const Presenter& presenter, const initiator::E
   options.queue.buffers = presenter.buffers(device);
   options.queue.depth = std::clamp<std::uint32_t>(requests, 1, 1023);
   options.requests = requests;
+  if (presenter.lanes != nullptr) options.lanes = presenter.lanes(device);
   options.on_loss = job_.options.on_loss;
   options.accept_loss = job_.accept_loss;
   if (job_.predecessor) {

@@ -54,6 +54,7 @@ Json status_of(const Standing& standing, const initiator::Volume& volume) {
           {"path", volume.succession().uri},
           {"uptime_ms", milliseconds(standing.uptime)},
           {"state_ms", milliseconds(standing.since_change)},
+          {"lanes", volume.lanes()},
           {"in_flight", volume.in_flight()},
           {"losses", statistics.losses},
           {"attempts", statistics.attempts},
