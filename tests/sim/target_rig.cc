@@ -93,7 +93,11 @@ Uri TargetRig::address() const {
 }
 
 bool TargetRig::run_until(const std::function<bool()>& done, Duration within) {
-  return network.run_for(within, done) == sim::Network::Outcome::done;
+  const auto look = [&] {
+    if (meanwhile) meanwhile();
+    return done();
+  };
+  return network.run_for(within, look) == sim::Network::Outcome::done;
 }
 
 void TargetRig::expect(const std::function<bool()>& done, const char* what) {

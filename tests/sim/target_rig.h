@@ -62,7 +62,9 @@ class TargetRig {
   [[nodiscard]] Uri address() const;
   [[nodiscard]] bool run_until(const std::function<bool()>& done, Duration within = std::chrono::seconds(10));
   void expect(const std::function<bool()>& done, const char* what);
-  void run_for(Duration time) { static_cast<void>(network.run_for(time)); }
+  void run_for(Duration time) {
+    static_cast<void>(run_until([] { return false; }, time));
+  }
 
   // Connections. `…_up` expects the fabric's handshake to succeed.
   RawQueue& queue_up(Qid qid, std::uint32_t entries = 32, Cntlid cntlid = Cntlid(0));
@@ -108,6 +110,8 @@ class TargetRig {
   std::unique_ptr<target::Target> target;
   std::unique_ptr<RawHost> host;
   bool host_died = false;  ///< the dead close no connections
+  /// What goes on beside whatever is waited for: called again and again.
+  std::function<void()> meanwhile;
 };
 
 /// A store as the rig's own; its identity comes from `random`.
