@@ -87,9 +87,12 @@ Connection::Connection(ReactorContext& reactor, FabricGroup& fabric, const Port&
       cids_(kCidWords),
       waiting_(wanted.host_sends),
       half_open_(reactor.reactor().timers(), [this] { on_late(); }),
-      second_late_(reactor.reactor().timers(), [this] {
-        if (Command* const first = take_first().command) first->complete_first(nvme::StatusCode::fused_missing);
-      }) {
+      second_late_(reactor.reactor().timers(),
+                   [this] {
+                     if (Command* const first = take_first().command)
+                       first->complete_first(nvme::StatusCode::fused_missing);
+                   }),
+      stalled_(reactor.reactor().timers(), [this] { judge_progress(); }) {
   terms_.qid = wanted.qid;
   terms_.entries = wanted.host_sends;
 }
@@ -160,6 +163,7 @@ void Connection::on_completion(const Completion& completion) {
     return;
   }
   if (ended()) return;  // abandon() returns what it stands for
+  ++completions_;
   if (!success) {
     fail(fmt::format("{} failed: {}",
                      completion.type == Completion::Type::rdma_read    ? "an RDMA READ of the host's memory"
@@ -268,6 +272,7 @@ bool Connection::post(Command& command, Batch& batch, std::uint32_t reads) {
     case transport::PostResult::posted:
       send_credits_.take(batch.size());
       read_credits_.take(reads);
+      if (!stalled_.armed()) watch_progress();
       return true;
     case transport::PostResult::full:
       // A completion will make room, unless nothing is on its way.
@@ -280,6 +285,19 @@ bool Connection::post(Command& command, Batch& batch, std::uint32_t reads) {
       return false;
   }
   return false;
+}
+
+void Connection::watch_progress() {
+  completions_before_ = completions_;
+  stalled_.arm(reactor_.reactor().now() + reactor_.core().limits.stalled);
+}
+
+void Connection::judge_progress() {
+  if (ended() || send_credits_.whole()) return;  // the next request begins anew
+  if (completions_ != completions_before_) return watch_progress();
+  fail(
+      fmt::format("the host has taken nothing of what was sent to it, and given nothing that was asked of it, for {} s",
+                  std::chrono::duration_cast<std::chrono::seconds>(reactor_.core().limits.stalled).count()));
 }
 
 void Connection::return_credits(std::uint32_t sends, std::uint32_t reads) noexcept {
@@ -367,6 +385,7 @@ void Connection::close() noexcept {
   if (ended()) return;
   state_ = ConnectionState::closing;
   half_open_.cancel();
+  stalled_.cancel();
   static_cast<void>(take_first());
   drop_waiting_messages();
   close_controller();

@@ -156,6 +156,8 @@ class Connection final : public transport::ConnectionHandler {
   void close_controller() noexcept;
   void on_late();
   void go_if_done();
+  void watch_progress();
+  void judge_progress();
 
   ReactorContext& reactor_;
   FabricGroup& fabric_;
@@ -194,6 +196,11 @@ class Connection final : public transport::ConnectionHandler {
   FusedFirst first_;
   transport::Timer half_open_;    // until Connect, and until authentication
   transport::Timer second_late_;  // a first half does not wait for ever
+  // A host that posts no receives is waited for by its fabric, for ever if need be (RNR): the timer runs while something is
+  // posted, and whoever then has completed nothing from one end of it to the other has stalled.
+  transport::Timer stalled_;
+  std::uint64_t completions_ = 0;
+  std::uint64_t completions_before_ = 0;  // when it began to run
 };
 
 }  // namespace rbt::target

@@ -33,6 +33,10 @@ Result<void> check_limits(const TargetLimits& limits) {
   if (auto ok = in_range("the number of RDMA READs", limits.reads_max, 1, 255); !ok) return ok;
   if (auto ok = in_range("the number of receive buffers", limits.receive_depth, 1, 1u << 16); !ok) return ok;
   if (auto ok = in_range("the buffer memory", limits.buffers.value(), 4 * kMiB, kTiB); !ok) return ok;
+  const auto stalled = std::chrono::duration_cast<std::chrono::milliseconds>(limits.stalled).count();
+  if (auto ok = in_range("the time for a stalled connection in ms", static_cast<std::uint64_t>(stalled), 1, 1u << 31);
+      !ok)
+    return ok;
   const std::uint32_t in_capsule = limits.in_capsule_bytes.value_or(0);
   if (in_capsule % 16 != 0)
     return failure(ErrorKind::invalid_argument,

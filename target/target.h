@@ -46,6 +46,9 @@ struct TargetLimits {
   Bytes buffers = Bytes(64 * kMiB);
   std::uint32_t receive_depth = 1024;            ///< receive buffers per reactor and device
   Duration half_open = std::chrono::seconds(5);  ///< a connection without a successful Connect is closed after this
+  /// A connection that for so long takes nothing of what is sent to it, and gives nothing that is fetched, is closed: what its
+  /// commands hold is others', too. Long ones are no substitute for a keep-alive: an idle connection is never judged.
+  Duration stalled = std::chrono::seconds(10);
 };
 
 struct TargetOptions {
