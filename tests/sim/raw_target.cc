@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "common/check.h"
 #include "common/nvme/text.h"
@@ -24,7 +25,8 @@ nvme::KeyedData keyed(const nvme::SubmissionQueueEntry& sqe) {
 
 }  // namespace
 
-RawTarget::RawTarget(transport::sim::Network& network) : disk(kBlocks * kBlockSize) {
+RawTarget::RawTarget(transport::sim::Network& network, std::string machine)
+    : disk(kBlocks * kBlockSize), machine_(std::move(machine)) {
   capabilities = nvme::Capabilities{}
                      .with_queue_entries_max(1024)
                      .with_timeout_half_seconds(4)
@@ -58,13 +60,13 @@ RawTarget::RawTarget(transport::sim::Network& network) : disk(kBlocks * kBlockSi
   active.ns[0] = nvme::to_le(std::uint32_t{1});
   accept_data = bytes_of(nvme::encode_cm_accept(1024));
 
-  auto& fabric = network.fabric("target");
+  auto& fabric = network.fabric(machine_);
   reactor_ = std::move(transport::Reactor::create(network.clock(), null_logger(), {.waiter = &network}).value());
   pool_ = std::move(
       transport::BufferPool::create(Bytes(64 * kMiB), transport::RemoteAccess::none, {.name = "raw-target"}).value());
   group_ =
       std::move(fabric.open_poll_group(*reactor_, {.receive_depth = 2048, .receive_size = 8192 + 64}, *this).value());
-  listener_ = std::move(group_->listen(Uri::parse("nvme+sim://target").value(), {}, *this).value());
+  listener_ = std::move(group_->listen(discovery_uri(), {}, *this).value());
 }
 
 RawTarget::~RawTarget() {
@@ -77,10 +79,10 @@ RawTarget::~RawTarget() {
 }
 
 Uri RawTarget::uri() const {
-  return Uri::parse(std::string("nvme+sim://target/") + kRawNqn).value();
+  return Uri::parse("nvme+sim://" + machine_ + "/" + kRawNqn).value();
 }
 Uri RawTarget::discovery_uri() const {
-  return Uri::parse("nvme+sim://target").value();
+  return Uri::parse("nvme+sim://" + machine_).value();
 }
 
 std::size_t RawTarget::count(std::uint8_t opcode) const noexcept {
@@ -105,7 +107,7 @@ void RawTarget::raise_event(std::uint32_t dw0) {
 
 void RawTarget::Link::respond(const nvme::SubmissionQueueEntry& sqe, nvme::Status status, std::uint64_t result) {
   nvme::CompletionQueueEntry cqe;
-  head_ = static_cast<std::uint16_t>((head_ + 1) % request_.host_sends);
+  head_ = static_cast<std::uint16_t>((head_ + 1u) % entries_);
   cqe.result = result;
   cqe.sqhd = head_;
   cqe.cid = sqe.cid;
@@ -233,6 +235,7 @@ void RawTarget::serve_fabrics(Link& link, const Capsule& capsule) {
   if (sqe.fabrics_type() == nvme::FabricsType::connect) {
     with_data(link, capsule, [this, &link, sqe](std::span<const std::byte> data) {
       last_connect = nvme::parse_connect(sqe, data).value();
+      link.entries_ = last_connect->queue_entries;
       link.respond(sqe, {}, nvme::encode_connect_response({.cntlid = Cntlid(cntlid)}));
     });
     return;

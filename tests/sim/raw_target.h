@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "common/nvme/admin_command.h"
@@ -39,7 +40,8 @@ class RawTarget final : transport::ListenerHandler, transport::CompletionHandler
   /// One connection of the host's.
   class Link final : public transport::ConnectionHandler {
    public:
-    Link(RawTarget& target, const nvme::CmRequest& request) : target_(target), request_(request) {}
+    Link(RawTarget& target, const nvme::CmRequest& request)
+        : target_(target), request_(request), entries_(request.host_sends) {}
     [[nodiscard]] Qid qid() const noexcept { return request_.qid; }
     [[nodiscard]] const nvme::CmRequest& request() const noexcept { return request_; }
 
@@ -64,11 +66,12 @@ class RawTarget final : transport::ListenerHandler, transport::CompletionHandler
     RawTarget& target_;
     nvme::CmRequest request_;
     transport::Connection* connection_ = nullptr;
+    std::uint32_t entries_;  // of the submission queue: Connect's, once it has come
     std::uint16_t head_ = 0;
     bool closed_ = false;
   };
 
-  explicit RawTarget(transport::sim::Network& network);
+  explicit RawTarget(transport::sim::Network& network, std::string machine = "target");
   /// The host's connections must be gone, or go when this drops them.
   ~RawTarget() override;
 
@@ -120,6 +123,7 @@ class RawTarget final : transport::ListenerHandler, transport::CompletionHandler
     std::function<void(std::span<const std::byte>)> then;
   };
 
+  std::string machine_;
   std::unique_ptr<transport::Reactor> reactor_;
   std::unique_ptr<transport::BufferPool> pool_;
   std::unique_ptr<transport::PollGroup> group_;
