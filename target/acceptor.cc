@@ -78,18 +78,13 @@ void Acceptor::on_request(std::unique_ptr<transport::ConnectionRequest> request)
   } else if (core_.draining.load(std::memory_order_relaxed)) {
     refuse(*request, nvme::CmReject::no_resources, "the target is shutting down");
   } else {
-    std::uint64_t connections = 0;
-    for (const auto& reactor : core_.reactors)
-      connections += reactor->load();
-    if (connections >= limits.connections_max) {
-      refuse(*request, nvme::CmReject::no_resources,
-             fmt::format("there are {} connections, which is the most", limits.connections_max));
-      return;
-    }
+    auto admission = core_.hosts.admit(request->peer_host());
+    if (!admission) return refuse(*request, nvme::CmReject::no_resources, admission.error());
     ReactorContext& reactor = place(wanted.qid);
     reactor.add_load();
-    reactor.post([&reactor, &fabric = fabric_, &port = port_, wanted, request = std::move(request)]() mutable {
-      reactor.accept(std::move(request), fabric, port, wanted);
+    reactor.post([&reactor, &fabric = fabric_, &port = port_, wanted, request = std::move(request),
+                  admission = std::move(*admission)]() mutable {
+      reactor.accept(std::move(request), std::move(admission), fabric, port, wanted);
     });
   }
 }

@@ -56,8 +56,9 @@ void CommandList::remove(Command& command) noexcept {
 
 Result<std::unique_ptr<Connection>> Connection::create(ReactorContext& reactor, FabricGroup& fabric, const Port& port,
                                                        std::uint64_t id, const nvme::CmRequest& wanted,
-                                                       std::string peer) {
-  std::unique_ptr<Connection> connection(new Connection(reactor, fabric, port, id, wanted, std::move(peer)));
+                                                       std::string peer, HostTable::Admission admission) {
+  std::unique_ptr<Connection> connection(
+      new Connection(reactor, fabric, port, id, wanted, std::move(peer), std::move(admission)));
   const std::size_t bytes = connection->command_count_ * kResponseBytes;
   connection->response_memory_ = reactor.buffers().allocate(bytes);
   if (connection->response_memory_.empty())
@@ -75,13 +76,14 @@ Result<std::unique_ptr<Connection>> Connection::create(ReactorContext& reactor, 
 }
 
 Connection::Connection(ReactorContext& reactor, FabricGroup& fabric, const Port& port, std::uint64_t id,
-                       const nvme::CmRequest& wanted, std::string peer)
+                       const nvme::CmRequest& wanted, std::string peer, HostTable::Admission admission)
     : reactor_(reactor),
       fabric_(fabric),
       port_(port),
       id_(id),
       wanted_(wanted),
       peer_(std::move(peer)),
+      admission_(std::move(admission)),
       command_count_(wanted.host_sends * kSlotsPerEntry),
       commands_(std::make_unique<Command[]>(command_count_)),
       cids_(kCidWords),
@@ -330,7 +332,7 @@ void Connection::join(Controller& controller, const QueueTerms& terms) {
   state_ = ConnectionState::live;
   half_open_.cancel();
   const Host* const host = controller.host();
-  if (host == nullptr || host->allowed.authentication.secret == nullptr) return;
+  if (host == nullptr || host->allowed.authentication.secret == nullptr) return admission_.connected();
   authentication_ = std::make_unique<Authentication>(host->allowed.authentication, controller.identity().host_nqn,
                                                      controller.subsystem().nqn());
   authenticated_ = false;
@@ -347,6 +349,7 @@ void Connection::note_authentication() {
       return;
     case AuthState::idle:
       half_open_.cancel();
+      if (!before) admission_.connected();
       if (!before && terms_.qid == Qid(0))
         reactor_.core().logger.info("{}: authenticated ({})", who(), authentication_->terms());
       return;

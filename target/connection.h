@@ -15,6 +15,7 @@
 #include "target/command.h"
 #include "target/controller.h"
 #include "target/credits.h"
+#include "target/host_table.h"
 #include "target/port.h"
 #include "transport/fabric.h"
 #include "transport/reactor/timer.h"
@@ -61,7 +62,8 @@ class Connection final : public transport::ConnectionHandler {
   /// Errors: `resource`. Then the request can still be rejected.
   [[nodiscard]] static Result<std::unique_ptr<Connection>> create(ReactorContext& reactor, FabricGroup& fabric,
                                                                   const Port& port, std::uint64_t id,
-                                                                  const nvme::CmRequest& wanted, std::string peer);
+                                                                  const nvme::CmRequest& wanted, std::string peer,
+                                                                  HostTable::Admission admission);
   ~Connection() override;
   /// The fabric took it: `connection` carries it from now on.
   [[nodiscard]] Result<void> attach(transport::Connection& connection);
@@ -147,7 +149,7 @@ class Connection final : public transport::ConnectionHandler {
 
  private:
   Connection(ReactorContext& reactor, FabricGroup& fabric, const Port& port, std::uint64_t id,
-             const nvme::CmRequest& wanted, std::string peer);
+             const nvme::CmRequest& wanted, std::string peer, HostTable::Admission admission);
   void on_receive(const transport::ReceivedMessage& message);
   void begin(const transport::ReceivedMessage& message);
   void begin_waiting();
@@ -165,6 +167,7 @@ class Connection final : public transport::ConnectionHandler {
   const std::uint64_t id_;
   const nvme::CmRequest wanted_;
   const std::string peer_;
+  HostTable::Admission admission_;
   transport::Connection* transport_ = nullptr;  // the poll group's; null before attach() and after on_closed()
   ConnectionState state_ = ConnectionState::accepting;
   Controller* controller_ = nullptr;  // the table's, until detach()

@@ -14,6 +14,7 @@
 #include "target/background.h"
 #include "target/controller_table.h"
 #include "target/helper_thread.h"
+#include "target/host_table.h"
 #include "target/namespaces.h"
 #include "target/reactor_context.h"
 #include "target/subsystem.h"
@@ -48,7 +49,7 @@ class Gate {
 
 struct Core {
   Core(const Clock& clock_, Logger& logger_, const TargetLimits& limits_)
-      : clock(clock_), logger(logger_), limits(limits_) {}
+      : clock(clock_), logger(logger_), limits(limits_), hosts(limits_) {}
 
   const Clock& clock;
   Logger& logger;
@@ -59,6 +60,7 @@ struct Core {
   std::vector<ListenAddress> addresses;
   Background background;         ///< thread-safe; its tasks are inside the gate
   Namespaces namespaces{*this};  ///< thread-safe; outlives the reactors' ways into the stores
+  HostTable hosts;               ///< thread-safe; outlives the connections
   std::vector<std::unique_ptr<ReactorContext>> reactors;
   Instant started{};
 

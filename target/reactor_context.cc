@@ -97,8 +97,8 @@ void ReactorContext::post(transport::Task task) {
   });
 }
 
-void ReactorContext::accept(std::unique_ptr<transport::ConnectionRequest> request, transport::Fabric& fabric,
-                            const Port& port, const nvme::CmRequest& wanted) {
+void ReactorContext::accept(std::unique_ptr<transport::ConnectionRequest> request, HostTable::Admission admission,
+                            transport::Fabric& fabric, const Port& port, const nvme::CmRequest& wanted) {
   const std::string peer = request->peer();
   const auto give_up = [&](const Error& error) {
     core_.connections_refused.fetch_add(1, std::memory_order_relaxed);
@@ -111,7 +111,7 @@ void ReactorContext::accept(std::unique_ptr<transport::ConnectionRequest> reques
   }
   auto group = open_fabric(fabric);
   check(group.has_value(), "every reactor has opened the fabric of every listener");
-  auto connection = Connection::create(*this, **group, port, ++last_id_, wanted, peer);
+  auto connection = Connection::create(*this, **group, port, ++last_id_, wanted, peer, std::move(admission));
   if (!connection) {
     load_.fetch_sub(1, std::memory_order_relaxed);
     request->reject(nvme::wire_bytes(nvme::encode_cm_reject(nvme::CmReject::no_resources)));

@@ -13,6 +13,7 @@
 #include "common/nvme/connect_private_data.h"
 #include "target/connection.h"
 #include "target/controller_table.h"
+#include "target/host_table.h"
 #include "target/namespace_table.h"
 #include "target/store/io_engine.h"
 #include "target/subsystem.h"
@@ -78,8 +79,8 @@ class ReactorContext {
   /// Before the threads run. The same fabric twice is one group.
   [[nodiscard]] Result<FabricGroup*> open_fabric(transport::Fabric& fabric);
   /// `request` was admitted (acceptor.h); load was added. Accepts it here, or logs why not.
-  void accept(std::unique_ptr<transport::ConnectionRequest> request, transport::Fabric& fabric, const Port& port,
-              const nvme::CmRequest& wanted);
+  void accept(std::unique_ptr<transport::ConnectionRequest> request, HostTable::Admission admission,
+              transport::Fabric& fabric, const Port& port, const nvme::CmRequest& wanted);
   /// The connection has ended and owns nothing any more: it is destroyed soon.
   void bury(Connection& connection);
   /// Lives as long as this.

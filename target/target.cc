@@ -30,6 +30,11 @@ Result<void> check_limits(const TargetLimits& limits) {
   if (auto ok = in_range("the queue depth", limits.queue_depth_max, 2, kQueueDepthMax); !ok) return ok;
   if (auto ok = in_range("the number of I/O queues", limits.io_queues_max, 1, kIoQueuesMax); !ok) return ok;
   if (auto ok = in_range("the number of connections", limits.connections_max, 1, 1u << 20); !ok) return ok;
+  if (auto ok = in_range("the number of connections per host", limits.connections_per_host, 1, 1u << 20); !ok)
+    return ok;
+  if (auto ok = in_range("the number of half-open connections", limits.half_open_max, 1, 1u << 20); !ok) return ok;
+  if (auto ok = in_range("the number of half-open connections per host", limits.half_open_per_host, 1, 1u << 20); !ok)
+    return ok;
   if (auto ok = in_range("the number of RDMA READs", limits.reads_max, 1, 255); !ok) return ok;
   if (auto ok = in_range("the number of receive buffers", limits.receive_depth, 1, 1u << 16); !ok) return ok;
   if (auto ok = in_range("the buffer memory", limits.buffers.value(), 4 * kMiB, kTiB); !ok) return ok;

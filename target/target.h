@@ -36,8 +36,13 @@ namespace rbt::target {
 struct TargetLimits {
   std::uint32_t queue_depth_max = 1024;  ///< entries of an I/O queue, 2 to 1024 (CAP.MQES, MAXCMD)
   std::uint32_t io_queues_max = 64;      ///< per controller, 1 to 1024
-  std::uint32_t connections_max = 1024;  ///< of all hosts; one more is refused with "no resources"
-  std::uint32_t reads_max = 128;         ///< RDMA READs outstanding per connection, as far as device and peer allow
+  // Of connections, one more is refused with "no resources". A host is an address over verbs, a user over shared memory. Half
+  // open are those without a successful Connect: Linux's host opens all its queues before it connects the first.
+  std::uint32_t connections_max = 1024;  ///< of all hosts
+  std::uint32_t connections_per_host = 512;
+  std::uint32_t half_open_max = 512;  ///< of all hosts
+  std::uint32_t half_open_per_host = 128;
+  std::uint32_t reads_max = 128;  ///< RDMA READs outstanding per connection, as far as device and peer allow
   /// In-capsule data offered to hosts, bytes, 0 to 16 KiB, a multiple of 16; none: what the fabric prefers (4 KiB over
   /// verbs, nothing over shared memory).
   std::optional<std::uint32_t> in_capsule_bytes = {};

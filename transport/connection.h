@@ -95,6 +95,8 @@ class ConnectionRequest {
   /// As received: may be longer than what the peer sent, padded with zeroes.
   [[nodiscard]] virtual std::span<const std::byte> private_data() const noexcept = 0;
   [[nodiscard]] virtual const std::string& peer() const noexcept = 0;
+  /// What all requests of one host have in common, as far as the fabric knows: "10.0.0.2", "uid 1000". For limits.
+  [[nodiscard]] virtual std::string peer_host() const = 0;
   /// RDMA READs that the peer will serve at a time (its responder resources); 0: it serves none.
   [[nodiscard]] virtual std::uint32_t peer_incoming_reads() const noexcept = 0;
   virtual void reject(std::span<const std::byte> private_data) = 0;

@@ -141,6 +141,56 @@ TEST_CASE("Requests beyond the connections that there may be are refused, and th
   CHECK(refused == 16);  // the neighbour has two
 }
 
+TEST_CASE("A host that has as many connections as one may have is refused, and other hosts come in") {
+  HostileRig rig({.limits = {.connections_max = 100, .connections_per_host = 6}});
+  int refused = 0;
+  for (int i = 0; i < 10; ++i)
+    refused += rig.refusal(nvme::wire_bytes(decent_request())) == CmReject::no_resources;
+  CHECK(refused == 4);
+  CHECK(rig.logger.said("host has 6 connections, which is the most that one host may have"));
+  rig.as_another_host([&] { CHECK(rig.refusal(nvme::wire_bytes(decent_request())) == std::nullopt); });
+  rig.host->close_all();
+  rig.expect([&] { return rig.target->statistics().connections() == 2; }, "they are gone");
+  CHECK(rig.refusal(nvme::wire_bytes(decent_request())) == std::nullopt);
+}
+
+TEST_CASE("A host that connects queues and never their controllers keeps others from nothing") {
+  HostileRig rig({.limits = {.half_open_max = 8, .half_open_per_host = 4}});
+  rig.come_in();  // no connection of these is half open
+  for (int i = 0; i < 4; ++i)
+    CHECK(rig.refusal(nvme::wire_bytes(decent_request())) == std::nullopt);
+  CHECK(rig.refusal(nvme::wire_bytes(decent_request())) == CmReject::no_resources);
+  CHECK(rig.logger.said("host has 4 connections without a successful Connect"));
+  rig.as_another_host([&] { rig.expect_alive(rig.io_queue(rig.associate(), Qid(1))); });
+  rig.expect([&] { return rig.target->statistics().connections() == 4; }, "the half open ones are gone");
+  rig.expect_alive(rig.io_queue(rig.association, Qid(2)));
+}
+
+TEST_CASE("However many hosts connect queues and nothing more, there is a most of them, and their time ends") {
+  HostileRig rig({.limits = {.half_open_max = 5, .half_open_per_host = 4}});
+  for (int i = 0; i < 4; ++i)
+    CHECK(rig.refusal(nvme::wire_bytes(decent_request())) == std::nullopt);
+  rig.as_another_host([&] {
+    CHECK(rig.refusal(nvme::wire_bytes(decent_request())) == std::nullopt);
+    CHECK(rig.refusal(nvme::wire_bytes(decent_request())) == CmReject::no_resources);
+    CHECK(rig.logger.said("there are 5 connections without a successful Connect"));
+    rig.run_for(6s);
+    CHECK(rig.refusal(nvme::wire_bytes(decent_request())) == std::nullopt);
+  });
+}
+
+TEST_CASE("A flood from one host, as large as it may be, leaves another's I/O and the next one's Connect alone") {
+  HostileRig rig({.limits = {.connections_max = 64, .connections_per_host = 32, .half_open_per_host = 16}});
+  rig.come_in();
+  for (int round = 0; round < 200; ++round) {
+    rig.host->connect(rig.address(), Qid(static_cast<std::uint16_t>(round % 3)), 32);
+    if (!rig.queue->ended()) rig.queue->submit(nvme::encode_flush(Nsid(1)));
+    if (round % 10 == 9) rig.let_neighbour_work(1);
+    rig.queue->responses.clear();
+  }
+  rig.as_another_host([&] { rig.expect_alive(rig.io_queue(rig.associate(), Qid(1))); });
+}
+
 TEST_CASE("A flood of connection requests of every kind ends with the half-open time") {
   HostileRig rig;
   for (int round = 0; round < 4; ++round) {

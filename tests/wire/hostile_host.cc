@@ -158,6 +158,17 @@ void HostileRig::check_receive_buffers() {
   resting_ = false;
 }
 
+void HostileRig::as_another_host(const std::function<void()>& what) {
+  auto reactor = transport::Reactor::create(network.clock(), logger, {.waiter = &network});
+  REQUIRE(reactor.has_value());
+  auto other = std::make_unique<RawHost>(network.fabric("another"), **reactor);
+  host.swap(other);
+  what();
+  host->close_all();
+  expect([&] { return host->connections() == 0; }, "the other host goes");
+  host.swap(other);
+}
+
 // ---- what comes back
 
 nvme::StatusCode HostileRig::code(RawQueue& on, const nvme::SubmissionQueueEntry& sqe,

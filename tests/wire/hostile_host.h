@@ -4,6 +4,7 @@
 // are closed, and the target must be as it was: connections, controllers, buffers, receive buffers. Credits it checks itself.
 
 #include <catch2/catch.hpp>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <vector>
@@ -44,6 +45,8 @@ class HostileRig : private NeighboursParts, public TargetRig {
   void expect_alive(RawQueue& which);
   /// It is answered or closed, whatever the answer; nothing hangs.
   void say(RawQueue& on, const nvme::SubmissionQueueEntry& sqe, std::span<const std::byte> in_capsule = {});
+  /// `what` is done by `host` from a machine of its own, whose connections then end.
+  void as_another_host(const std::function<void()>& what);
   /// The neighbour goes on while this happens.
   void let_neighbour_work(std::uint64_t blocks = 4);
 

@@ -324,19 +324,14 @@ TEST_CASE("A host that takes no answers holds the target's buffers for a while, 
   rig.run_for(1ms);
 
   // Meanwhile there is nothing for those who come: neither for a connection's responses nor for Connect's data.
-  auto reactor = transport::Reactor::create(rig.network.clock(), rig.logger, {.waiter = &rig.network});
-  REQUIRE(reactor.has_value());
-  auto newcomer = std::make_unique<RawHost>(rig.network.fabric("newcomer"), **reactor);
-  rig.host.swap(newcomer);
   const auto data =
       nvme::encode_cm_request({.qid = Qid(0), .host_receives = 32, .host_sends = 32, .cntlid = Cntlid(0)});
-  CHECK(rig.refusal(nvme::wire_bytes(data)) == nvme::CmReject::no_resources);
-  rig.run_for(21s);
-  CHECK(rig.logger.said("has taken nothing"));
-  CHECK(rig.refusal(nvme::wire_bytes(data)) == std::nullopt);
-  rig.host->close_all();
-  rig.expect([&] { return rig.host->connections() == 0; }, "the newcomer goes");
-  rig.host.swap(newcomer);
+  rig.as_another_host([&] {
+    CHECK(rig.refusal(nvme::wire_bytes(data)) == nvme::CmReject::no_resources);
+    rig.run_for(21s);
+    CHECK(rig.logger.said("has taken nothing"));
+    CHECK(rig.refusal(nvme::wire_bytes(data)) == std::nullopt);
+  });
 }
 
 TEST_CASE("A host that takes its answers late, but takes them, keeps its connection") {

@@ -276,10 +276,13 @@ Result<void> read_subsystem(const std::string& path, const toml::table& table, C
 }
 
 Result<void> read_limits(const std::string& path, const toml::table& table, target::TargetLimits& limits) {
-  Keys keys(path, table, " of limits", {"queue-depth", "io-queues", "connections", "buffers"});
+  Keys keys(path, table, " of limits", {"queue-depth", "io-queues", "connections", "connections-per-host", "half-open", "half-open-per-host", "buffers"});
   keys.number("queue-depth", limits.queue_depth_max, 2, 1024);
   keys.number("io-queues", limits.io_queues_max, 1, 1024);
   keys.number("connections", limits.connections_max, 1, 65535);
+  keys.number("connections-per-host", limits.connections_per_host, 1, 65535);
+  keys.number("half-open", limits.half_open_max, 1, 65535);
+  keys.number("half-open-per-host", limits.half_open_per_host, 1, 65535);
   keys.string("buffers", then([](const std::string& text) { return parse_size(text); },
                               [&](Bytes size) { limits.buffers = size; }));
   return keys.finish();

@@ -31,6 +31,11 @@ Knock::~Knock() {
   reject({});
 }
 
+std::string Knock::peer_host() const {
+  const auto who = credentials(parts_.socket.get());
+  return who ? fmt::format("uid {}", who->uid) : peer_;
+}
+
 void Knock::answered() noexcept {
   if (unanswered_ != nullptr) unanswered_->fetch_sub(1, std::memory_order_relaxed);
   unanswered_.reset();

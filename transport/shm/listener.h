@@ -33,6 +33,8 @@ class Knock final : public ConnectionRequest {
     return std::span<const std::byte>(private_data_).first(private_size_);
   }
   [[nodiscard]] const std::string& peer() const noexcept override { return peer_; }
+  /// The user: processes are made more easily than counted.
+  [[nodiscard]] std::string peer_host() const override;
   [[nodiscard]] std::uint32_t peer_incoming_reads() const noexcept override { return incoming_reads_; }
   void reject(std::span<const std::byte> private_data) override;
   /// The acceptor takes over; nothing is said to the peer by this object any more.

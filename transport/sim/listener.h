@@ -66,6 +66,7 @@ class Request final : public ConnectionRequest {
   ~Request() override;
   [[nodiscard]] std::span<const std::byte> private_data() const noexcept override { return data_; }
   [[nodiscard]] const std::string& peer() const noexcept override { return peer_; }
+  [[nodiscard]] std::string peer_host() const override { return peer_.substr(0, peer_.rfind(':')); }  // no port
   [[nodiscard]] std::uint32_t peer_incoming_reads() const noexcept override { return peer_reads_; }
   void reject(std::span<const std::byte> private_data) override;
 

@@ -26,6 +26,7 @@ class Request final : public ConnectionRequest {
 
   [[nodiscard]] std::span<const std::byte> private_data() const noexcept override { return private_data_; }
   [[nodiscard]] const std::string& peer() const noexcept override { return peer_; }
+  [[nodiscard]] std::string peer_host() const override { return peer_.substr(0, peer_.rfind(':')); }  // no port
   [[nodiscard]] std::uint32_t peer_incoming_reads() const noexcept override { return peer_incoming_reads_; }
   void reject(std::span<const std::byte> private_data) override;
 

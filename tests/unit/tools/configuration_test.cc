@@ -43,6 +43,10 @@ reactors = 2
 log-level = "debug"
 [limits]
 queue-depth = 64
+connections = 100
+connections-per-host = 50
+half-open = 40
+half-open-per-host = 20
 buffers = "8MiB"
 [[subsystem]]
 nqn = "nqn.2026-01.io.example:a"
@@ -67,6 +71,10 @@ store = "ram:size=2GiB"
   CHECK(read->reactors == 2);
   CHECK(read->log == LogLevel::debug);
   CHECK(read->limits.queue_depth_max == 64);
+  CHECK(read->limits.connections_max == 100);
+  CHECK(read->limits.connections_per_host == 50);
+  CHECK(read->limits.half_open_max == 40);
+  CHECK(read->limits.half_open_per_host == 20);
   CHECK(read->limits.buffers == Bytes(8 * kMiB));
   REQUIRE(read->subsystems.size() == 2);
   REQUIRE(read->subsystems[0].allowed_hosts.size() == 2);
