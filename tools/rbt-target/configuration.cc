@@ -276,7 +276,9 @@ Result<void> read_subsystem(const std::string& path, const toml::table& table, C
 }
 
 Result<void> read_limits(const std::string& path, const toml::table& table, target::TargetLimits& limits) {
-  Keys keys(path, table, " of limits", {"queue-depth", "io-queues", "connections", "connections-per-host", "half-open", "half-open-per-host", "buffers"});
+  Keys keys(path, table, " of limits",
+            {"queue-depth", "io-queues", "connections", "connections-per-host", "half-open", "half-open-per-host",
+             "buffers"});
   keys.number("queue-depth", limits.queue_depth_max, 2, 1024);
   keys.number("io-queues", limits.io_queues_max, 1, 1024);
   keys.number("connections", limits.connections_max, 1, 65535);
