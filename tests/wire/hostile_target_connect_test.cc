@@ -51,7 +51,7 @@ TEST_CASE("A target that falls silent at any command of connecting costs the con
 TEST_CASE(
     "Random bytes in every page that is read while connecting end in an error, or in a session that can be used") {
   Random random(23);
-  for (int i = 0; i < 60; ++i) {
+  for (std::uint32_t i = 0; i < 60; ++i) {
     LyingWorld world;
     const std::uint32_t which = i % 5;  // CNS, or 4 for all of them
     world.target.script = [&](Link& link, const Capsule& capsule) {
