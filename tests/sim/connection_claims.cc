@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <catch2/catch.hpp>
+#include <string>
 
 #include "tests/sim/fabric_rig.h"
 
@@ -22,6 +23,7 @@ bool begins_with(const Bytes8& heard, const Bytes8& sent) {
 void private_data_travels(FabricUnderTest& fabric) {
   Rig rig(fabric);
   rig.server.listen(fabric.address());
+  std::string host;
   for (const std::size_t size : {std::size_t{0}, std::size_t{1}, std::size_t{32}, std::size_t{56}}) {
     const Bytes8 request = pattern(size, 1), reply = pattern(size * 196 / 56, 2);
     End& client = rig.client.connect(fabric.address(), {.private_data = request, .timeout = kPatience});
@@ -29,6 +31,9 @@ void private_data_travels(FabricUnderTest& fabric) {
     const ConnectionRequest& heard = *rig.server.requests.front();
     CHECK(begins_with({heard.private_data().begin(), heard.private_data().end()}, request));
     CHECK_FALSE(heard.peer().empty());
+    if (size == 0) host = heard.peer_host();
+    CHECK_FALSE(host.empty());
+    CHECK(heard.peer_host() == host);  // of every connection
     End& server = rig.server.accept({.private_data = reply, .timeout = kPatience});
     rig.expect([&] { return client.established && server.established; }, "both ends are established");
     CHECK(begins_with(client.private_data, reply));
