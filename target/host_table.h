@@ -7,7 +7,7 @@
 #include <tl/expected.hpp>
 #include <unordered_map>
 
-#include "target/target.h"
+#include "target/limits.h"
 
 namespace rbt::target {
 
@@ -23,7 +23,7 @@ class HostTable {
     Admission(Admission&& other) noexcept;
     Admission& operator=(Admission&& other) noexcept;
     ~Admission();
-    /// Connect has succeeded.
+    /// Connect has succeeded, and the host has authenticated itself where it must.
     void connected() noexcept;
 
    private:
