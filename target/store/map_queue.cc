@@ -46,7 +46,9 @@ void MapQueue::enter(Lease& lease) noexcept {
   const Pass pass = use_->enter();
   if (!pass) return;
   const auto key = store_.lkey(lease);
-  if (!key) {
+  const std::uint64_t offset = bytes(lease.range.first);
+  const bool reads = lease.intent == Intent::read;
+  if (!key || (reads && store_.may_miss_pages(lease, offset, bytes(lease.range.end()) - offset))) {
     (void)use_->leave(pass);
     return;
   }

@@ -3,9 +3,13 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <utility>
 
@@ -56,6 +60,7 @@ class MapStore::Guarded final : public coherence::Registration {
   explicit Guarded(MapStore& store) noexcept : store_(store) {}
   Result<void> fence() override {
     if (store_.registered_) store_.registered_->fence();
+    store_.complete_.store(false, std::memory_order_relaxed);
     return {};
   }
   Result<void> restore() override {
@@ -214,6 +219,26 @@ Result<void> MapStore::allocate() {
       return errno_failure(errno, "finding memory for all of it",
                            "it is written by way of buffers, as long as there is some");
   return {};
+}
+
+bool MapStore::may_miss_pages(const Lease& lease, std::uint64_t offset, std::uint64_t length) noexcept {
+  const bool by_cpu = lease.domain == nullptr || lease.domain->uses_landings();
+  if (!by_cpu || found_.kind != MapKind::tmpfs || complete_.load(std::memory_order_relaxed)) return false;
+  struct ::stat about {};
+  if (::fstat(file_->medium().fd(), &about) == 0 &&
+      static_cast<std::uint64_t>(about.st_blocks) * 512 >= mapping_->span().size) {
+    complete_.store(true, std::memory_order_relaxed);
+    return false;
+  }
+  static const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  std::array<unsigned char, 64> there;  // its lowest bit: this page is
+  for (std::uint64_t at = offset / page * page; at < offset + length; at += there.size() * page) {
+    const std::uint64_t pages = std::min<std::uint64_t>(there.size(), (offset + length - at + page - 1) / page);
+    if (::mincore(mapping_->span().data + at, pages * page, there.data()) != 0) return true;
+    if (!std::all_of(there.begin(), there.begin() + pages, [](unsigned char byte) { return (byte & 1) != 0; }))
+      return true;
+  }
+  return false;
 }
 
 /// Slow path.

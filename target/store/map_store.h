@@ -86,6 +86,10 @@ class MapStore final : public Store {
     if (atomicity_ == Atomicity::in_place || !tears(lease.path_mtu, block_shift(), true)) return false;
     return lease.domain == nullptr || !lease.domain->uses_landings();
   }
+  /// Whether a CPU that reads these bytes in place may meet a page that is not there: a hole of a file on tmpfs. It would have to
+  /// be found now, and where there is no room for it, that is a SIGBUS. An adapter has all pages: they were registered. For who
+  /// has a pass.
+  [[nodiscard]] bool may_miss_pages(const Lease& lease, std::uint64_t offset, std::uint64_t length) noexcept;
   /// What the mapping is registered with, except for atomic=in-place, which takes what comes, and images, whose blocks are
   /// nobody's yet when data lands in them.
   [[nodiscard]] MapLanding& landing() noexcept { return landing_; }
@@ -133,6 +137,7 @@ class MapStore final : public Store {
   std::unique_ptr<transport::coherence::Region> region_;  // before what it fences, and the descriptor it leases, goes
   std::atomic<bool> warned_{false};                       // that blocks may be torn; set once
   std::atomic<bool> away_{false};                         // what the log was told last
+  std::atomic<bool> complete_{false};                     // no holes; while it is ours nobody makes new ones
   std::mutex log_mutex_;                                  // guards:
   std::array<RateLimit, 3> log_limit_;                    // away, back, failures
   mutable std::mutex mutex_;                              // guards what follows

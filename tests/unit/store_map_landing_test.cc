@@ -191,6 +191,42 @@ TEST_CASE("A full file system is no success, also in the middle of a write, and 
   CHECK(served.rig.must_read(4, 4) == std::vector(data.begin() + 4 * kBlock, data.begin() + 8 * kBlock));
 }
 
+TEST_CASE("A hole on a full file system is read as zeroes, which take no room, and what is there in place") {
+  Served served("", "64k");
+  if (!served.mounted) {
+    WARN("this user may not mount a tmpfs");
+    return;
+  }
+  const HostMemory host;
+  Lease lease = served.lend(0, 32);
+  CHECK(served.land(lease, host.put(pattern(32 * kBlock, 5))) == 32 * kBlock);
+  CHECK(served.commit(lease) == StoreStatus::no_space);
+  CHECK(served.rig.must_read(64, 8) == std::vector<std::byte>(8 * kBlock));
+  for (const bool hole : {false, true}) {
+    Lease read = served.rig.lease(StoreRig::range(hole ? 64 : 0, 1), Intent::read);
+    REQUIRE(served.rig.acquire(read) == StoreStatus::ok);
+    CHECK(served.in_place() != hole);
+    served.rig.queue->release(read);
+  }
+}
+
+TEST_CASE("A file is read by way of a buffer where it has holes, and in place as soon as it has none") {
+  Served served;
+  const auto in_place = [&](std::uint64_t lba) {
+    Lease read = served.rig.lease(StoreRig::range(lba, 1), Intent::read);
+    REQUIRE(served.rig.acquire(read) == StoreStatus::ok);
+    const bool is = served.in_place();
+    served.rig.queue->release(read);
+    return is;
+  };
+  const std::uint64_t blocks = kSize / kBlock;
+  CHECK_FALSE(in_place(blocks - 1));
+  for (std::uint64_t lba = 0; lba < blocks; lba += 32)
+    REQUIRE(served.rig.write(lba, pattern(32 * kBlock, lba)) == StoreStatus::ok);
+  CHECK(in_place(blocks - 1));
+  CHECK(in_place(0));
+}
+
 namespace {
 
 enum class Way { lands, lands_across_pages, copies };

@@ -269,7 +269,7 @@ TEST_CASE("A subsystem or host name that is none is pointed at") {
 }
 
 TEST_CASE("What a host calls itself is printed escaped") {
-  HostileRig rig({.allow_any_host = false, .allowed_hosts = {nqn(kHost)}});
+  HostileRig rig({.allow_any_host = false, .allowed_hosts = {{.nqn = nqn(kHost)}}});
   RawQueue& queue = rig.queue_up(Qid(0));
   auto request = rig.connect_request(Qid(0), nvme::kCntlidDynamic);
   request.host_nqn =
