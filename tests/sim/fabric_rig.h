@@ -78,8 +78,9 @@ class End final : public transport::ConnectionHandler {
   std::function<void()> when_disconnected;
 };
 
-/// For connecting and accepting: the connection manager repeats what was lost after 4.3 s (rdma_cm's 20), perhaps twice.
-inline constexpr Duration kPatience = std::chrono::seconds(20);
+/// For connecting and accepting: the connection manager repeats what was lost after 4.3 s (rdma_cm's 20), and an emulated machine that has
+/// little time was seen to lose several in a row.
+inline constexpr Duration kPatience = std::chrono::seconds(60);
 
 /// One machine's share: a poll group, maybe a listener, its ends.
 class Side final : public transport::CompletionHandler, public transport::ListenerHandler {

@@ -46,7 +46,7 @@ class VerbsUnderTest final : public FabricUnderTest {
   [[nodiscard]] Uri address() override { return rdma_uri(rig_address(), 4420); }
   [[nodiscard]] Uri silent_address() override { return rdma_uri(rig_address(), 4421); }
   [[nodiscard]] bool run_until(const std::function<bool()>& done) override {
-    return run_until(done, std::chrono::seconds(30));  // a lost connection request is repeated after 4.3 s
+    return run_until(done, std::chrono::seconds(90));  // longer than kPatience
   }
   [[nodiscard]] bool run_until(const std::function<bool()>& done, Duration limit) {
     const Instant deadline = clock_.now() + limit;

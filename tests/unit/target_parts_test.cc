@@ -190,7 +190,7 @@ TEST_CASE("Every served opcode is found where it belongs, and nowhere else") {
     CHECK((operation.effects != 0) == (operation.kind != QueueKind::fabrics));
   }
   CHECK(find_operation(QueueKind::io, 0x06) == nullptr);
-  CHECK(find_operation(QueueKind::admin, 0x80) == nullptr);
+  CHECK(find_operation(QueueKind::admin, 0x84) == nullptr);
   CHECK(find_operation(QueueKind::fabrics, 0xff) == nullptr);
 }
 
