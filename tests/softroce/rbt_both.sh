@@ -57,7 +57,7 @@ start_copy_of_a_pipe() { # URI OUTPUT
 	rm -f "$scratch/pipe"
 	mkfifo "$scratch/pipe"
 	exec 9<>"$scratch/pipe"
-	"$tools/rbt-connect" copy - "$1" <"$scratch/pipe" >"$2" 2>&1 8>&- 9>&- &
+	"$tools/rbt-connect" copy --on-loss fail - "$1" <"$scratch/pipe" >"$2" 2>&1 8>&- 9>&- &
 	copy=$!
 	cat "$scratch/there" >&9
 }
