@@ -6,6 +6,8 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <system_error>
+#include <thread>
 #include <utility>
 
 #include "common/check.h"
@@ -93,11 +95,17 @@ Result<void> Volume::Implementation::make_lanes() {
       auto created = transport::Reactor::create(environment_.clock, environment_.logger);
       if (!created) return rbt::failure(std::move(created.error()));
       reactor = created->get();
-      threads_.push_back({std::move(*created), {}});
-      threads_.back().thread = std::thread([reactor, i] {
-        ::pthread_setname_np(::pthread_self(), fmt::format("rbt-lane-{}", i).c_str());  // at most 15 bytes
-        reactor->run();
-      });
+      try {
+        std::thread thread([reactor, i] {
+          ::pthread_setname_np(::pthread_self(), fmt::format("rbt-lane-{}", i).c_str());  // at most 15 bytes
+          reactor->run();
+        });
+        threads_.push_back({std::move(*created), std::move(thread)});
+      } catch (const std::system_error& error) {
+        return errno_failure(
+            error.code().value(), fmt::format("starting a thread for lane {} of {}", i, options_.lanes),
+            "allow more processes (ulimit -u, the pids limit of its control group), or ask for fewer lanes");
+      }
     } else {
       reactor = options_.lane_reactors[i - 1];
     }

@@ -343,9 +343,10 @@ void Volume::Lane::add_to(VolumeStatistics& sum) const noexcept {
 // ---- flushes of our own: the memory for unflushed writes fills up, or there is none for those of a predecessor
 
 void Volume::Lane::flush_if_needed() {
+  if (state_ != State::open) return;  // first: the log of a lane that is halted is the volume's thread's
   const bool inherited = volume_reactor_ == nullptr && shared_.inherited.load(std::memory_order_relaxed);
   const bool needed = inherited || (unflushed_ && unflushed_->half_full());
-  if (state_ != State::open || own_flush_.in_flight() || !needed) return;
+  if (own_flush_.in_flight() || !needed) return;
   own_flush_covers_ = shared_.acknowledged.load(std::memory_order_acquire);
   if (queue_->flush(own_flush_, disk_) == Submitted::accepted)
     bump(statistics_.flushes, 1);  // else: when a request is done

@@ -77,7 +77,7 @@ nvme::Expected<Plan> Command::decode() {
   data_ = *data;
 
   Controller* const controller = connection_->controller();
-  if (controller != nullptr) controller->note_traffic();
+  if (controller != nullptr && connection_->authenticated()) controller->note_traffic();
   const bool admin_queue = connection_->wanted().qid == Qid(0);
   if (sqe_.is_fabrics()) {
     operation_ = find_operation(QueueKind::fabrics, static_cast<std::uint8_t>(sqe_.fabrics_type()));

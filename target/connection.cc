@@ -291,12 +291,16 @@ bool Connection::post(Command& command, Batch& batch, std::uint32_t reads) {
 
 void Connection::watch_progress() {
   completions_before_ = completions_;
+  seems_stalled_ = false;
   stalled_.arm(reactor_.reactor().now() + reactor_.core().limits.stalled);
 }
 
 void Connection::judge_progress() {
   if (ended() || send_credits_.whole()) return;  // the next request begins anew
   if (completions_ != completions_before_) return watch_progress();
+  // Timers come before completions in a turn: what this thread has slept through is looked at first.
+  if (!std::exchange(seems_stalled_, true))
+    return stalled_.arm(reactor_.reactor().now() + std::chrono::milliseconds(1));
   fail(
       fmt::format("the host has taken nothing of what was sent to it, and given nothing that was asked of it, for {} s",
                   std::chrono::duration_cast<std::chrono::seconds>(reactor_.core().limits.stalled).count()));
@@ -343,6 +347,7 @@ void Connection::note_authentication() {
   const bool before = std::exchange(authenticated_, authentication_->authenticated());
   switch (authentication_->state()) {
     case AuthState::failed:
+      if (std::exchange(told_failed_, true)) return;  // it does not stay longer for asking again
       reactor_.warn(LogCause::connect_failed, "{}: authentication failed: {}; closing the connection", who(),
                     authentication_->why());
       half_open_.arm(reactor_.reactor().now() + kFailedStays);

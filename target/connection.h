@@ -173,6 +173,7 @@ class Connection final : public transport::ConnectionHandler {
   Controller* controller_ = nullptr;  // the table's, until detach()
   QueueTerms terms_;
   bool authenticated_ = true;
+  bool told_failed_ = false;
   std::unique_ptr<Authentication> authentication_;
   NamespaceView namespaces_;  // the reactor's, of the controller's subsystem, as its host sees them
   std::uint16_t head_ = 0;
@@ -204,6 +205,7 @@ class Connection final : public transport::ConnectionHandler {
   transport::Timer stalled_;
   std::uint64_t completions_ = 0;
   std::uint64_t completions_before_ = 0;  // when it began to run
+  bool seems_stalled_ = false;            // it has run out once
 };
 
 }  // namespace rbt::target

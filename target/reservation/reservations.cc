@@ -91,7 +91,7 @@ void Reservations::next() {
     ReservationState after = before;
     ReservationOutcome outcome = judge(request, after);
     if (outcome.status.ok() && after != before) {
-      const bool kept = before.persists || after.persists;
+      const bool kept = before.persists || after.persists || uncertain_;
       kept ? keep(std::move(request), std::move(after), std::move(outcome))
            : carry_out(request, std::move(after), std::move(outcome));
       return;  // finish() goes on
@@ -125,7 +125,9 @@ void Reservations::keep(Request request, ReservationState after, ReservationOutc
                            outcome = std::move(outcome)]() mutable {
     FileCalls calls;
     const auto image = encode_reservation_image({.identity = self->identity_, .state = after});
-    if (auto kept = replace_kept_file(self->path_, image, calls); kept) {
+    auto kept = replace_kept_file(self->path_, image, calls);
+    self->uncertain_ = !kept;
+    if (kept) {
       self->carry_out(request, std::move(after), std::move(outcome));
     } else {
       self->complain(fmt::format("a change of its reservations by host {} is refused, as it could not be kept: {}",

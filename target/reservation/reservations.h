@@ -104,6 +104,7 @@ class Reservations : public std::enable_shared_from_this<Reservations> {
   std::list<Request> waiting_;                   // guarded by mutex_
   bool busy_ = false;                            // guarded by mutex_; one change is on its way
   ReservationState state_;                       // guarded by mutex_
+  bool uncertain_ = false;                       // the change on its way's: the file may say what was refused
   std::shared_ptr<const ReservationView> view_;  // guarded by mutex_
 };
 

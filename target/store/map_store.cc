@@ -225,7 +225,9 @@ bool MapStore::may_miss_pages(const Lease& lease, std::uint64_t offset, std::uin
   const bool by_cpu = lease.domain == nullptr || lease.domain->uses_landings();
   if (!by_cpu || found_.kind != MapKind::tmpfs || complete_.load(std::memory_order_relaxed)) return false;
   struct ::stat about {};
+  // Of a file that has grown, nobody knows where what it has lies.
   if (::fstat(file_->medium().fd(), &about) == 0 &&
+      static_cast<std::uint64_t>(about.st_size) == mapping_->span().size &&
       static_cast<std::uint64_t>(about.st_blocks) * 512 >= mapping_->span().size) {
     complete_.store(true, std::memory_order_relaxed);
     return false;

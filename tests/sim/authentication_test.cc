@@ -290,6 +290,18 @@ TEST_CASE("A host that does not authenticate itself in time is closed, however b
   CHECK(rig.logger.said("has not authenticated itself within 5000 ms"));
 }
 
+TEST_CASE("A host that has failed to authenticate itself does not stay by asking why") {
+  AuthRig rig;
+  RawQueue& queue = rig.joined();
+  rig.require_ok(rig.send(queue, AuthRig::encoded(nvme::AuthReply{.transaction = 7, .response = some_bytes(32, 1)})));
+  for (int i = 0; i < 30 && !queue.ended(); ++i) {
+    Bytes_ message;
+    static_cast<void>(rig.receive(queue, message));
+    rig.run_for(100ms);
+  }
+  CHECK(queue.ended());
+}
+
 TEST_CASE("Messages out of order, of another transaction, twice, too short or of no kind end it, and nobody else") {
   AuthRig rig;
   const auto neighbour = rig.neighbour();

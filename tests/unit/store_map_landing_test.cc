@@ -1,8 +1,10 @@
 // The map store where a CPU copies and may be killed in the middle: hosts' data comes into the file's pages by way of the
 // kernel, once.
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -10,6 +12,7 @@
 #include <array>
 #include <cstring>
 #include <fstream>
+#include <thread>
 
 #include "store_files.h"
 #include "store_rig.h"
@@ -225,6 +228,35 @@ TEST_CASE("A file is read by way of a buffer where it has holes, and in place as
     REQUIRE(served.rig.write(lba, pattern(32 * kBlock, lba)) == StoreStatus::ok);
   CHECK(in_place(blocks - 1));
   CHECK(in_place(0));
+}
+
+TEST_CASE("A file that has grown beyond what is mapped has holes wherever it has, however much of it is there") {
+  Served served;
+  const std::string path = served.directory.file("image");
+  {  // somebody else: waits for the lease
+    std::thread other([&] {
+      const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+      const auto data = pattern(2 * kSize, 3);
+      CHECK(::pwrite(fd, data.data(), data.size(), kSize) == static_cast<ssize_t>(data.size()));
+      ::close(fd);
+    });
+    const auto in_place = [&] {
+      Lease lease = served.rig.lease(StoreRig::range(0, 1), Intent::write);
+      REQUIRE(served.rig.acquire(lease) == StoreStatus::ok);
+      const bool is = served.in_place();
+      served.rig.queue->release(lease);
+      return is;
+    };
+    struct stat about {};
+    while (::stat(path.c_str(), &about) != 0 || about.st_size != 3 * kSize || !in_place())
+      static_cast<void>(
+          served.rig.reactor().run_until([] { return false; }, served.clock.now() + std::chrono::milliseconds(5)));
+    other.join();
+  }
+  Lease read = served.rig.lease(StoreRig::range(1, 1), Intent::read);
+  REQUIRE(served.rig.acquire(read) == StoreStatus::ok);
+  CHECK_FALSE(served.in_place());
+  served.rig.queue->release(read);
 }
 
 namespace {

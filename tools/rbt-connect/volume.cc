@@ -28,14 +28,15 @@ class VolumeEndpoint final : public Endpoint {
         clock_(clock),
         volume_(std::move(volume)),
         disk_(volume_->disk()),
+        size_(disk_.size().value()),
         interrupt_(interrupt) {}
 
   const std::string& name() const noexcept override { return name_; }
-  std::optional<std::uint64_t> size() const noexcept override { return disk_.size().value(); }
+  std::optional<std::uint64_t> size() const noexcept override { return size_; }
   std::uint32_t block_size() const noexcept override { return disk_.block_size(); }
 
   void read(Transfer& transfer) override {
-    const std::uint64_t left = disk_.size().value() - std::min(disk_.size().value(), transfer.offset);
+    const std::uint64_t left = size_ - std::min(size_, transfer.offset);
     transfer.data = transfer.data.first(std::min<std::uint64_t>(transfer.data.size(), left));
     start(transfer, initiator::Operation::read);
   }
@@ -43,9 +44,9 @@ class VolumeEndpoint final : public Endpoint {
 
   Result<void> begin_writing(std::optional<std::uint64_t> size) override {
     if (disk_.read_only) return failure(ErrorKind::permission, name_ + ": the namespace is write-protected");
-    if (size && *size > disk_.size().value())
-      return failure(ErrorKind::invalid_argument, fmt::format("{} has {} bytes, {} are to be written: too small", name_,
-                                                              disk_.size().value(), *size));
+    if (size && *size > size_)
+      return failure(ErrorKind::invalid_argument,
+                     fmt::format("{} has {} bytes, {} are to be written: too small", name_, size_, *size));
     return {};
   }
 
@@ -71,7 +72,14 @@ class VolumeEndpoint final : public Endpoint {
   }
 
   Result<void> finish_writing(std::uint64_t /*end*/) override {
-    return command("flushing", [&](initiator::Request& request) { return volume_->flush(request); });
+    auto flushed = command("flushing", [&](initiator::Request& request) { return volume_->flush(request); });
+    const auto statistics = volume_->statistics();
+    if (flushed && statistics.losses != 0 && statistics.memory == initiator::MemoryKind::foreign)
+      return failure(ErrorKind::io,
+                     fmt::format("{}: its target was lost while it was written to, and does not tell whether it has "
+                                 "forgotten anything since: copy again",
+                                 name_));
+    return flushed;
   }
 
   bool due() const noexcept override { return !finished_.empty() || volume_->progress_due(); }
@@ -170,6 +178,8 @@ class VolumeEndpoint final : public Endpoint {
   const Clock& clock_;
   std::unique_ptr<initiator::Volume> volume_;
   const initiator::Namespace& disk_;
+  const std::uint64_t
+      size_;  // as it was: of one that shrinks meanwhile not less is copied, but what is gone is an error
   const Interrupt& interrupt_;
   std::deque<Slot> slots_;
   std::vector<Slot*> idle_;
