@@ -70,7 +70,7 @@ struct VolumeOptions {
   Duration backoff_max = std::chrono::milliseconds(500);
   /// For each step of one attempt: connect, fence, write again; and for the fabric's connection, its first. With the
   /// longest pause: how long after the target is there again the volume may not have noticed.
-  Duration attempt_timeout = std::chrono::seconds(3);
+  Duration attempt_timeout = std::chrono::seconds(8);
   Duration reach_timeout = std::chrono::seconds(1);
   /// Memory for writes that were done and not flushed, kept to be written again to a target that has lost them; at least
   /// 4 MiB, 0: none are. When it is half full the volume flushes by itself. A request carries at most a quarter of it. Each
