@@ -13,34 +13,17 @@
 
 namespace rbt::initiator {
 
+using transport::shm::Descriptor;
+
 namespace {
 
 // Others look for a free one, too.
 constexpr int kAttempts = 16;
 
-class Descriptor {
- public:
-  explicit Descriptor(int fd) noexcept : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  [[nodiscard]] int get() const noexcept { return fd_; }
-  [[nodiscard]] int release() noexcept { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
-
 }  // namespace
 
-LoopDevice::LoopDevice(std::uint32_t number, int fd)
-    : number_(number), path_(fmt::format("/dev/loop{}", number)), fd_(fd) {}
-
-LoopDevice::~LoopDevice() {
-  if (fd_ >= 0) ::close(fd_);
-}
+LoopDevice::LoopDevice(std::uint32_t number, Descriptor device)
+    : number_(number), path_(fmt::format("/dev/loop{}", number)), device_(std::move(device)) {}
 
 Result<std::unique_ptr<LoopDevice>> LoopDevice::attach(const std::string& file, std::uint32_t block_size,
                                                        bool read_only) {
@@ -64,7 +47,7 @@ Result<std::unique_ptr<LoopDevice>> LoopDevice::attach(const std::string& file, 
     Descriptor device(::open(path.c_str(), (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC));
     if (device.get() < 0) return errno_failure(errno, fmt::format("opening {}", path), "loop devices need root");
     if (::ioctl(device.get(), LOOP_CONFIGURE, &config) == 0)
-      return std::unique_ptr<LoopDevice>(new LoopDevice(static_cast<std::uint32_t>(number), device.release()));
+      return std::unique_ptr<LoopDevice>(new LoopDevice(static_cast<std::uint32_t>(number), std::move(device)));
     if (errno != EBUSY || attempt == kAttempts)
       return errno_failure(errno, fmt::format("attaching {} to {}", path, file),
                            "CAP_SYS_ADMIN and Linux 5.8 are needed");
@@ -72,9 +55,9 @@ Result<std::unique_ptr<LoopDevice>> LoopDevice::attach(const std::string& file, 
 }
 
 void LoopDevice::detach() noexcept {
-  if (fd_ < 0) return;
-  ::ioctl(fd_, LOOP_CLR_FD);
-  ::close(std::exchange(fd_, -1));
+  if (!device_.valid()) return;
+  ::ioctl(device_.get(), LOOP_CLR_FD);
+  device_.reset();
 }
 
 bool LoopDevice::attached() const {

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "common/result.h"
+#include "transport/shm/descriptor.h"
 
 namespace rbt::initiator {
 
@@ -15,7 +16,7 @@ class LoopDevice {
   /// A free one, with direct I/O and partitions. Errors: unsupported (`modprobe loop`), permission, what the kernel said.
   [[nodiscard]] static Result<std::unique_ptr<LoopDevice>> attach(const std::string& file, std::uint32_t block_size,
                                                                   bool read_only);
-  ~LoopDevice();
+  ~LoopDevice() = default;
   LoopDevice(const LoopDevice&) = delete;
   LoopDevice& operator=(const LoopDevice&) = delete;
 
@@ -26,10 +27,10 @@ class LoopDevice {
   [[nodiscard]] bool attached() const;
 
  private:
-  LoopDevice(std::uint32_t number, int fd);
+  LoopDevice(std::uint32_t number, transport::shm::Descriptor device);
   std::uint32_t number_;
   std::string path_;
-  int fd_;
+  transport::shm::Descriptor device_;
 };
 
 }  // namespace rbt::initiator

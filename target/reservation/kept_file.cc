@@ -8,26 +8,11 @@
 #include <filesystem>
 #include <utility>
 
+#include "transport/shm/descriptor.h"
+
 namespace rbt::target {
 
-namespace {
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) noexcept : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  [[nodiscard]] int get() const noexcept { return fd_; }
-  [[nodiscard]] bool open() const noexcept { return fd_ >= 0; }
-
- private:
-  int fd_;
-};
-
-}  // namespace
+using transport::shm::Descriptor;
 
 int FileCalls::create(const char* path) {
   return ::open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -47,7 +32,7 @@ int FileCalls::open_directory(const char* path) {
 
 Result<std::optional<std::vector<std::byte>>> read_kept_file(const std::string& path, std::size_t most) {
   const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (!file.open()) {
+  if (!file.valid()) {
     if (errno == ENOENT) return std::optional<std::vector<std::byte>>();
     return errno_failure(errno, "opening " + path);
   }
@@ -74,7 +59,7 @@ Result<void> replace_kept_file(const std::string& path, std::span<const std::byt
   };
   {
     const Descriptor file(calls.create(fresh.c_str()));
-    if (!file.open()) return errno_failure(errno, "creating " + fresh);
+    if (!file.valid()) return errno_failure(errno, "creating " + fresh);
     while (!bytes.empty()) {
       const ssize_t written = calls.write(file.get(), bytes);
       if (written < 0 && errno == EINTR) continue;
@@ -87,7 +72,7 @@ Result<void> replace_kept_file(const std::string& path, std::span<const std::byt
   if (calls.rename(fresh.c_str(), path.c_str()) != 0) return fail_with("renaming to " + path, fresh);
   const std::string directory = std::filesystem::path(path).parent_path().string();
   const Descriptor folder(calls.open_directory(directory.empty() ? "." : directory.c_str()));
-  if (!folder.open() || calls.sync(folder.get()) != 0)
+  if (!folder.valid() || calls.sync(folder.get()) != 0)
     return errno_failure(errno, fmt::format("making the new {} durable", path));
   return {};
 }
