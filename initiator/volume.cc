@@ -6,11 +6,11 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <system_error>
 #include <thread>
 #include <utility>
 
 #include "common/check.h"
+#include "common/quiet_thread.h"
 #include "initiator/recovery.h"
 #include "transport/reactor/run_on.h"
 
@@ -95,17 +95,13 @@ Result<void> Volume::Implementation::make_lanes() {
       auto created = transport::Reactor::create(environment_.clock, environment_.logger);
       if (!created) return rbt::failure(std::move(created.error()));
       reactor = created->get();
-      try {
-        std::thread thread([reactor, i] {
-          ::pthread_setname_np(::pthread_self(), fmt::format("rbt-lane-{}", i).c_str());  // at most 15 bytes
-          reactor->run();
-        });
-        threads_.push_back({std::move(*created), std::move(thread)});
-      } catch (const std::system_error& error) {
-        return errno_failure(
-            error.code().value(), fmt::format("starting a thread for lane {} of {}", i, options_.lanes),
-            "allow more processes (ulimit -u, the pids limit of its control group), or ask for fewer lanes");
-      }
+      auto thread = start_quiet_thread([reactor, i] {
+        ::pthread_setname_np(::pthread_self(), fmt::format("rbt-lane-{}", i).c_str());  // at most 15 bytes
+        reactor->run();
+      });
+      if (!thread)
+        return rbt::failure(std::move(thread.error()).within(fmt::format("lane {} of {}", i, options_.lanes)));
+      threads_.push_back({std::move(*created), std::move(*thread)});
     } else {
       reactor = options_.lane_reactors[i - 1];
     }

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "target/store/quiet_thread.h"
+#include "common/quiet_thread.h"
 
 namespace rbt::target {
 

@@ -1,5 +1,5 @@
 #pragma once
-// What blocks and is not a store's: done off the reactors, one after the other.
+// What blocks, or computes for long, and is not a store's: done off the reactors, one after the other.
 
 #include <condition_variable>
 #include <deque>

@@ -13,7 +13,6 @@
 #include "common/uri.h"
 #include "target/background.h"
 #include "target/controller_table.h"
-#include "target/helper_thread.h"
 #include "target/host_table.h"
 #include "target/namespaces.h"
 #include "target/reactor_context.h"
@@ -74,8 +73,8 @@ struct Core {
   std::atomic<std::uint64_t> connections_accepted{0};  // relaxed: statistics
   std::atomic<std::uint64_t> connections_refused{0};
 
-  /// For authentication; null: given reactors, or no host has a secret. Its jobs are in the gate, and it goes first.
-  std::unique_ptr<HelperThread> helper;
+  /// For authentication, beside `background`, which nobody's exponents may keep waiting. Its tasks are in the gate, and it goes first.
+  Background authenticating;
 
   [[nodiscard]] const Subsystem* find(const nvme::Nqn& nqn) const noexcept {
     for (const auto& subsystem : subsystems)

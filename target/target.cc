@@ -234,8 +234,7 @@ Result<void> Target::start() {
   if (impl_->started) return failure(ErrorKind::in_use, "starting a target: it has been started before");
   Core& core = impl_->core;
   if (impl_->own_reactors() && impl_->authenticates()) {
-    core.helper = std::make_unique<HelperThread>();
-    if (auto begun = core.helper->start(); !begun) return begun;
+    if (auto begun = core.authenticating.start(); !begun) return begun;
   }
   impl_->started = true;
   core.namespaces.start();

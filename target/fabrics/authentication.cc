@@ -33,15 +33,9 @@ Step authentication_send(Command& command) {
     return command.finish(Status());
   }
   Core& core = connection.reactor().core();
-  if (core.helper == nullptr) {  // given reactors: everything happens there
-    job->run();
-    connection.authentication()->finish(*job);
-    connection.note_authentication();
-    return command.finish(Status());
-  }
   core.gate.enter();
-  core.helper->submit([&core, &reactor = connection.reactor(), id = connection.id(), slot = command.index(),
-                       ticket = command.ticket(), job = std::shared_ptr<DhJob>(std::move(job))] {
+  core.authenticating.submit([&core, &reactor = connection.reactor(), id = connection.id(), slot = command.index(),
+                              ticket = command.ticket(), job = std::shared_ptr<DhJob>(std::move(job))] {
     // Of those who wait in a target that ends nobody gets in any more.
     core.draining.load(std::memory_order_relaxed) ? static_cast<void>(job->failed = true) : job->run();
     reactor.post([&reactor, id, slot, ticket, job] { reactor.finish_authentication(id, slot, ticket, *job); });

@@ -19,7 +19,7 @@
 
 #include "common/check.h"
 #include "common/log.h"
-#include "target/store/quiet_thread.h"
+#include "common/quiet_thread.h"
 
 namespace rbt::target {
 

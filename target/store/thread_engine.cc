@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "common/check.h"
-#include "target/store/quiet_thread.h"
+#include "common/quiet_thread.h"
 #include "target/store/store_request.h"
 
 namespace rbt::target {

@@ -8,8 +8,8 @@
 #include <thread>
 #include <vector>
 
+#include "common/quiet_thread.h"
 #include "common/result.h"
-#include "target/store/quiet_thread.h"
 #include "target/store/store_request.h"
 
 namespace rbt::target {

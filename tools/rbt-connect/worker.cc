@@ -1,13 +1,11 @@
 #include "tools/rbt-connect/worker.h"
 
-#include <pthread.h>
-#include <signal.h>
-
 #include <condition_variable>
 #include <deque>
 #include <mutex>
-#include <system_error>
 #include <utility>
+
+#include "common/quiet_thread.h"
 
 namespace rbt::tools {
 
@@ -44,19 +42,9 @@ void Worker::Shared::serve(const std::shared_ptr<Shared>& shared) {
 
 Result<std::unique_ptr<Worker>> Worker::create(transport::Reactor& reactor) {
   std::unique_ptr<Worker> worker(new Worker(std::make_shared<Shared>(reactor)));
-  // Signals are for the thread that expects them; a pipe that nobody reads any more is an error like others.
-  sigset_t all;
-  sigset_t before;
-  ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before);
-  std::error_code refused;
-  try {
-    worker->thread_ = std::thread([shared = worker->shared_] { Shared::serve(shared); });
-  } catch (const std::system_error& error) {
-    refused = error.code();
-  }
-  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (refused) return errno_failure(refused.value(), "starting a thread for files", "raise the limit (`ulimit -u`)");
+  auto thread = start_quiet_thread([shared = worker->shared_] { Shared::serve(shared); });
+  if (!thread) return failure(std::move(thread.error()).within("for files"));
+  worker->thread_ = std::move(*thread);
   return worker;
 }
 

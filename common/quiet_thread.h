@@ -11,7 +11,7 @@
 
 #include "common/result.h"
 
-namespace rbt::target {
+namespace rbt {
 
 /// Error: the limit of processes.
 template <typename Body>
@@ -32,4 +32,4 @@ template <typename Body>
   return thread;
 }
 
-}  // namespace rbt::target
+}  // namespace rbt
